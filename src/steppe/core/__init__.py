@@ -1,0 +1,1 @@
+"""The words all layers share: errors, seeds, specs, objectives, checkpoints."""

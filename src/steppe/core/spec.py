@@ -1,0 +1,73 @@
+"""Specs: one declarative record per optimizer and per problem, read by the CLI, studies, docs and tests."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from steppe.core.errors import SpecError, unknown
+
+__all__ = ["Registry", "Spec"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What there is to know of an optimizer or a problem without importing it.
+
+    Attributes:
+        path: ``"package.module:Class"``, imported by `load` only.
+        family: the group it is listed under, such as ``"sharpness-aware"``.
+        summary: one line for lists and tables.
+        paper: authors, year and identifier, or empty.
+        evals: gradient evaluations per step (for a problem: 0).
+        demos: keyword arguments that between them exercise every kind of state.
+        xfail: conformance check name -> reason why it cannot hold.
+    """
+
+    path: str
+    family: str
+    summary: str
+    paper: str = ""
+    evals: float = 0.0
+    demos: tuple[Mapping[str, Any], ...] = ({},)
+    xfail: Mapping[str, str] = field(default_factory=dict)
+
+    def load(self) -> Any:
+        """Import and return the object behind `path`."""
+        return load(self.path)
+
+
+def load(path: str) -> Any:
+    """Import ``"package.module:Name"``; a `SpecError` says which half failed."""
+    module, _, name = path.partition(":")
+    if not name:
+        raise SpecError(f"{path!r} is not an import path: write 'package.module:Name'.")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"cannot import {path!r}: {error}.") from error
+
+
+class Registry(Mapping[str, Spec]):
+    """A read-only mapping key -> `Spec`; an unknown key is an error with a did-you-mean."""
+
+    def __init__(self, kind: str, specs: Mapping[str, Spec]) -> None:
+        self.kind = kind
+        self._specs = dict(specs)
+
+    def __getitem__(self, key: str) -> Spec:
+        try:
+            return self._specs[key]
+        except KeyError:
+            raise SpecError(unknown(self.kind, key, self._specs)) from None
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._specs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)

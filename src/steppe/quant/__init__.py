@@ -1,0 +1,1 @@
+"""Stock selection: market panels, the GRU factor, factor tests."""
