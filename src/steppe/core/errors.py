@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
-__all__ = ["DataError", "SpecError", "SteppeError", "unknown"]
+__all__ = ["DataError", "SpecError", "SteppeError", "explain_validation", "unknown"]
 
 
 class SteppeError(Exception):
@@ -26,3 +27,30 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(given), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {given!r}.{hint} Known: {', '.join(names)}."
+
+
+def explain_validation(error: Any, model: Any, where: str) -> str:
+    """One line per problem of a pydantic ``ValidationError`` of ``model``: the place, what was given, what is wrong.
+
+    Unknown keys get a did-you-mean. Both arguments are taken as they come, so that this layer needs no pydantic.
+    """
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = [str(part) for part in problem["loc"]]
+        if problem["type"] == "extra_forbidden":
+            message = unknown("key", place[-1], _keys_at(model, place[:-1]))
+        elif problem["type"] == "missing":
+            message = "is missing."
+        elif problem["type"] == "value_error":
+            message = f"{problem['ctx']['error']}."
+        else:
+            message = f"{problem['msg']}, got {problem['input']!r}."
+        lines.append(f"{'.'.join(place)}: {message}" if place else message)
+    return f"{where}: " + "\n  ".join(lines)
+
+
+def _keys_at(model: Any, place: list[str]) -> list[str]:
+    for part in place:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = getattr(field, "annotation", None)
+    return list(getattr(model, "model_fields", {}))

@@ -25,7 +25,18 @@ FIELDS = ("open", "high", "low", "close", "vwap", "volume")
 """The six fields of `Panel.values`, in order."""
 
 FORMAT = 1
-_ARRAYS = ("values", "factor", "traded", "listed", "age", "limit_up", "limit_down", "special", "industry", "float_cap")
+_ARRAYS = (
+    "values",
+    "factor",
+    "traded",
+    "listed",
+    "age",
+    "limit_up",
+    "limit_down",
+    "special",
+    "industry",
+    "float_cap",
+)
 
 
 @dataclass(frozen=True)
@@ -51,13 +62,17 @@ class Panel:
             the date, volume (shares) is divided by it. NaN where the stock did not trade.
         factor: ``[T, N]`` float32, the back-adjustment factor (adjusted price / price); NaN where not traded.
         traded: ``[T, N]`` bool, the stock has a bar at the date.
-        listed: ``[T, N]`` bool, from the listing date to the last bar.
-        age: ``[T, N]`` int32, calendar days since listing; -1 before listing or if unknown.
+        listed: ``[T, N]`` bool, from the listing date to the delisting date of the source. Without these, from the
+            first bar and without end: that a bar is the last one is not known at its date.
+        age: ``[T, N]`` int32, calendar days since listing, or since the first bar where the source has no listing
+            date; -1 before.
         limit_up: ``[T, N]`` bool, the open is at the upper price limit: it cannot be bought at the open.
         limit_down: ``[T, N]`` bool, the open is at the lower price limit: it cannot be sold at the open.
-        special: ``[T, N]`` bool, special treatment (ST); all False where the source has no flag.
+        special: ``[T, N]`` bool, special treatment (ST), carried through suspensions; all False where the source
+            has no flag.
         industry: ``[T, N]`` int16, index into `industries`; -1 unknown.
-        float_cap: ``[T, N]`` float32, free-float market value in currency units; NaN unknown.
+        float_cap: ``[T, N]`` float32, free-float market value in currency units, with the last close during
+            suspensions; NaN unknown.
         industries: names of the industries.
         members: index name -> ``[T, N]`` bool, point-in-time membership.
         weights: index name -> ``[T, N]`` float32, index weights (sum 1 per date) where the source has them.
@@ -91,13 +106,17 @@ class Panel:
         if 0 in shape:
             raise DataError(f"panel {self.name!r} is empty: {shape[0]} dates, {shape[1]} stocks.")
         if self.values.shape != (*shape, len(FIELDS)):
-            raise DataError(f"panel {self.name!r}: values {self.values.shape}, expected {(*shape, len(FIELDS))}.")
+            raise DataError(
+                f"panel {self.name!r}: values {self.values.shape}, expected {(*shape, len(FIELDS))}."
+            )
         planes = {key: getattr(self, key) for key in _ARRAYS[1:]}
         planes |= {f"members[{k}]": v for k, v in self.members.items()}
         planes |= {f"weights[{k}]": v for k, v in self.weights.items()}
         for key, plane in planes.items():
             if plane.shape != shape:
-                raise DataError(f"panel {self.name!r}: {key} is {plane.shape}, expected {shape} [dates, stocks].")
+                raise DataError(
+                    f"panel {self.name!r}: {key} is {plane.shape}, expected {shape} [dates, stocks]."
+                )
         if np.any(np.diff(self.dates) <= np.timedelta64(0)):
             raise DataError(f"panel {self.name!r}: dates must be strictly increasing.")
 
@@ -134,15 +153,20 @@ class Panel:
             "notes": self.notes,
         }
         (partial / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1), "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        except OSError:  # another process has put the folder there in between
+            shutil.rmtree(partial, ignore_errors=True)
+            if not (folder / "manifest.json").is_file():
+                raise
 
     @classmethod
     def open(cls, folder: str | Path) -> Panel:
         """Open a saved panel read-only and memory-mapped: pages are read when they are touched.
 
         Raises:
-            DataError: the folder is not a panel saved by this version's format.
+            DataError: the folder is not a whole panel saved by this version's format.
         """
         folder = Path(folder)
         try:
@@ -150,10 +174,15 @@ class Panel:
         except (OSError, json.JSONDecodeError) as error:
             raise DataError(f"{folder} is not a saved panel: {error}.") from error
         if manifest.get("format") != FORMAT:
-            raise DataError(f"{folder} has panel format {manifest.get('format')}, this version reads {FORMAT}.")
+            raise DataError(
+                f"{folder} has panel format {manifest.get('format')}, this version reads {FORMAT}."
+            )
 
         def array(key: str) -> NDArray[Any]:
-            return np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False)
+            try:
+                return np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise DataError(f"{folder} is damaged: {key}.npy: {error}. Delete the folder.") from error
 
         return cls(
             name=manifest["name"],
@@ -165,7 +194,8 @@ class Panel:
             members={name: array(f"members.{i}") for i, name in enumerate(manifest["members"])},
             weights={name: array(f"weights.{i}") for i, name in enumerate(manifest["weights"])},
             repairs=tuple(
-                Repair(repair["rule"], repair["count"], tuple(repair["examples"])) for repair in manifest["repairs"]
+                Repair(repair["rule"], repair["count"], tuple(repair["examples"]))
+                for repair in manifest["repairs"]
             ),
             notes=tuple(manifest["notes"]),
             **{key: array(key) for key in _ARRAYS},

@@ -1,0 +1,174 @@
+"""The ``steppe`` command. Imports what a command needs when it runs: help, lists and reports stay free of torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+try:
+    from cyclopts import App, Parameter
+except ModuleNotFoundError as missing:  # the base install holds the optimizers only
+    raise SystemExit("the steppe command needs the lab: pip install 'steppe[lab]'") from missing
+
+import steppe
+from steppe.core.errors import SteppeError
+
+if TYPE_CHECKING:
+    from steppe.study.run import Progress
+
+app = App(
+    name="steppe",
+    help="Which optimizer makes my model generalise, what does it cost, and why?",
+    version=steppe.__version__,
+)
+data = App(name="data", help="Market panels.")
+app.command(data)
+
+DEFAULT_STUDY = Path(__file__).parent / "study" / "default.toml"
+
+
+@app.command
+def run(
+    study: Path = DEFAULT_STUDY,
+    *,
+    out: Path | None = None,
+    overrides: Annotated[tuple[str, ...], Parameter(name=["--set", "-s"], negative=())] = (),
+) -> None:
+    """Run a study, or resume it: trials that are done are not run again. Ends with the path of the report.
+
+    Parameters
+    ----------
+    study
+        The study's TOML file; the embedded stock-selection study on a simulated market if omitted.
+    out
+        The study's folder; ``runs/<name>`` if omitted.
+    overrides
+        ``key.sub=value``, as in ``--set epochs=3 --set problem.panel=PATH``.
+    """
+    # one thread per process, set before torch loads: two OpenMP threads on shared cores are slower than one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from steppe.report import build
+    from steppe.study.run import run_study
+    from steppe.study.spec import read_spec
+
+    spec = read_spec(study, overrides)
+    folder = out or Path("runs") / spec.name
+    with _progress() as show:
+        store = run_study(spec, folder, show)
+    failed = [row for row in store.trials() if row.state == "failed"]
+    for row in failed:
+        print(f"failed: {row.id}: {(row.error or '').strip().splitlines()[-1]}", file=sys.stderr)
+    print(build(store.folder))
+    if failed:
+        raise SystemExit(1)
+
+
+@app.command
+def report(folder: Path) -> None:
+    """Build the page of a study's folder again and print its path.
+
+    Parameters
+    ----------
+    folder
+        The study's folder.
+    """
+    from steppe.report import build
+
+    print(build(folder))
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List every optimizer and problem."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from steppe.optim.registry import OPTIMIZERS
+    from steppe.problems.registry import PROBLEMS
+
+    console = Console()
+    for title, registry in (("Optimizers", OPTIMIZERS), ("Problems", PROBLEMS)):
+        table = Table(
+            "key", "family", "gradients per step" if title == "Optimizers" else "", "summary", "paper"
+        )
+        table.title = title
+        for key, spec in registry.items():
+            table.add_row(key, spec.family, f"{spec.evals:g}" if spec.evals else "", spec.summary, spec.paper)
+        console.print(table)
+
+
+@data.command
+def check(path: Path, *, schema: Path | None = None) -> None:
+    """Read a panel with all checks and print what there is to know of it.
+
+    Parameters
+    ----------
+    path
+        A CSV or parquet file, or a folder of them.
+    schema
+        The TOML file that says how to read it; ``panel.toml`` beside the data if omitted.
+    """
+    from rich.console import Console
+
+    from steppe.quant.describe import check as describe
+
+    Console().print(describe(path, schema))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Progress], None]]:
+    """A bar with the time left on a terminal, a line per finished trial elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    told: set[str] = set()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        whole = bar.add_task("trials", total=None, note="")
+
+        def show(progress: Progress) -> None:
+            ended = [row for row in progress.trials if row.state in ("done", "failed")]
+            left = "" if progress.eta is None else f"about {_duration(progress.eta)} left"
+            count = f"{len(ended)}/{len(progress.trials)} trials"
+            bar.update(whole, total=progress.total, completed=progress.work, description=count, note=left)
+            for row in ended:
+                if row.id not in told:
+                    told.add(row.id)
+                    what = (
+                        f"stopped at epoch {row.epochs}, best {row.best_epoch}, {_duration(row.seconds or 0)}"
+                    )
+                    console.print(
+                        f"{row.label}: {what if row.state == 'done' else 'FAILED'}"
+                        + ("" if console.is_terminal else f"  [{count}{', ' + left if left else ''}]"),
+                        markup=False,
+                        highlight=False,
+                    )
+
+        yield show
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def main() -> None:
+    """Run the command line; errors steppe raises on purpose are one message, not a traceback."""
+    try:
+        app()
+    except SteppeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes.", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,61 @@
+"""Where to look: perturbations e of the weights, as a direction and one length per bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steppe.optim.sharpness.vectors import Bucket, Vector
+
+__all__ = ["EPS", "Perturbation", "elementwise", "magnitudes", "steepest"]
+
+EPS = 1e-12
+"""Added to norms before a division, as in the reference implementations: a zero gradient gives e = 0."""
+
+
+class Perturbation(NamedTuple):
+    """e = length · direction, one length per bucket; kept apart so that w + e costs one fused kernel."""
+
+    direction: Vector
+    lengths: list[float]
+
+
+def steepest(d: Vector, rho: Sequence[float]) -> Perturbation:
+    """e = rho · d / ‖d‖: the norm is over all groups, rho is each group's own."""
+    return Perturbation(d, [r / (d.norm + EPS) for r in rho])
+
+
+def elementwise(
+    g: Vector, rho: Sequence[float], scales: Sequence[list[Tensor] | None], eps: float = EPS
+) -> Perturbation:
+    """e = rho · T²g / ‖Tg‖: the steepest ascent in the ball ‖e / T‖ ≤ rho.
+
+    Args:
+        g: the gradient.
+        rho: radius, one per bucket.
+        scales: T per bucket, non-negative and shaped like g; None for T = 1.
+        eps: added to ‖Tg‖.
+    """
+    scaled = Vector(
+        [
+            gs if ts is None else list(torch._foreach_mul(gs, ts))
+            for gs, ts in zip(g.tensors, scales, strict=True)
+        ]
+    )
+    lengths = [r / (scaled.norm + eps) for r in rho]
+    twice = [
+        ss if ts is None else list(torch._foreach_mul(ss, ts))
+        for ss, ts in zip(scaled.tensors, scales, strict=True)
+    ]
+    return Perturbation(Vector(twice), lengths)
+
+
+def magnitudes(bucket: Bucket, offset: float = 0.0) -> list[Tensor]:
+    """|w| + offset per parameter (the modulus of a complex weight)."""
+    sizes = list(torch._foreach_abs(bucket.params))
+    if offset:
+        torch._foreach_add_(sizes, offset)
+    return sizes

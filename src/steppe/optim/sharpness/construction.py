@@ -1,0 +1,68 @@
+"""What a sharpness-aware optimizer is made from: its base, and the values its hyper-parameters may take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch.optim import LBFGS, Optimizer
+
+from steppe.core.errors import SpecError
+from steppe.optim.registry import optimizer_class, reject_unknown
+
+__all__ = ["Base", "Interval", "make_base"]
+
+Base: TypeAlias = str | type[Optimizer] | Optimizer
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The real numbers from `low` to `high`, both included."""
+
+    low: float
+    high: float = math.inf
+
+    def __contains__(self, value: object) -> bool:
+        try:
+            return not isinstance(value, bool | str) and self.low <= float(value) <= self.high  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return False
+
+    def __str__(self) -> str:
+        return (
+            f"a number >= {self.low:g}"
+            if self.high == math.inf
+            else f"a number in [{self.low:g}, {self.high:g}]"
+        )
+
+
+def make_base(
+    owner: str, params: Any, base: Base, base_hyper: Mapping[str, Any], own: Mapping[str, Any]
+) -> Optimizer:
+    """The base optimizer from what the user gave to `owner`; the rules are those of `SharpnessAware`."""
+    cls = optimizer_class(base) if isinstance(base, str) else base if isinstance(base, type) else type(base)
+    if not issubclass(cls, Optimizer):
+        raise SpecError(
+            f"{owner}: base={base!r} is neither an optimizer class, a registry key nor an optimizer."
+        )
+    if hasattr(cls, "passes") or issubclass(cls, LBFGS):
+        raise SpecError(f"{owner}: {cls.__name__} evaluates the closure itself and cannot be a base.")
+    if not isinstance(base, Optimizer):
+        reject_unknown(f"{owner} over {cls.__name__}", base_hyper, [cls], own)
+        return cls(params, **base_hyper)
+    if base_hyper:
+        reject_unknown(f"{owner} over {cls.__name__}", base_hyper, [cls], own)
+        raise SpecError(
+            f"{owner}: the base is a ready {cls.__name__}; set {', '.join(base_hyper)} there, not here."
+        )
+    if params is not None:
+        given = [item[1] if isinstance(item, tuple) else item for item in params]
+        held = [param for group in base.param_groups for param in group["params"]]
+        if set(map(id, given)) != set(map(id, held)):
+            raise SpecError(
+                f"{owner}: the base is a ready {cls.__name__} over other parameters: give params=None, and groups "
+                "and their options to the base."
+            )
+    return base

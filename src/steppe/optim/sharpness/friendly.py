@@ -1,0 +1,101 @@
+"""Friendly sharpness-aware minimization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steppe.optim.sharpness.ascent import steepest
+from steppe.optim.sharpness.base import Algorithm, Base, Interval, SharpnessAware
+from steppe.optim.sharpness.vectors import Vector, duplicate
+
+__all__ = ["FriendlySAM"]
+
+
+class FriendlySAM(SharpnessAware):
+    """Friendly-SAM: perturb along the batch's noise only, the gradient minus its moving average.
+
+    Li, Zhou, He, Cheng, Huang 2024, arXiv:2403.12350, Algorithm 1, with g = ∇L(w) and m = g at first ::
+
+        d = g − sigma · m              m ← lmbda · m + (1 − lmbda) · g
+        base step with ∇L(w + rho · d/‖d‖)
+
+    Paper and code differ in the order: the official code (nblt/F-SAM) takes d from the m before its update, and
+    d = g in the first step; the paper from the m after it, d = (1 − sigma) g in the first step. For sigma = 1 the
+    directions agree from the second step on. The default is ``form="code"``, because the published numbers come from
+    it and it perturbs the first step too.
+
+    m is kept in float32 for half-precision weights, and belongs to ``memory["m"]``, not to ``state``. It changes only
+    when the step completes, so a step that is skipped or interrupted leaves no trace.
+
+    Args:
+        params: see `SharpnessAware`.
+        base: see `SharpnessAware`.
+        rho: radius, >= 0; default the official class's. The paper's CIFAR runs use 0.2 with lmbda 0.6.
+        sigma: share of the average that is taken away, >= 0; default the official class's.
+        lmbda: decay of the average, in [0, 1]; default the official class's.
+        form: "code" or "paper", see above.
+        base_hyper: hyper-parameters of the base.
+    """
+
+    allowed = {  # noqa: RUF012
+        "rho": Interval(0),
+        "sigma": Interval(0),
+        "lmbda": Interval(0, 1),
+        "form": ("code", "paper"),
+    }
+    remembers = ("m",)
+
+    def __init__(
+        self,
+        params: Any,
+        base: Base = torch.optim.SGD,
+        *,
+        rho: float = 0.05,
+        sigma: float = 1.0,
+        lmbda: float = 0.9,
+        form: str = "code",
+        **base_hyper: Any,
+    ) -> None:
+        super().__init__(params, base, base_hyper, rho=rho, sigma=sigma, lmbda=lmbda, form=form)
+
+    def trait(self, index: int, name: str | None, param: Tensor) -> bool:
+        """Whether the parameter has an average yet."""
+        return index in self.memory["m"]
+
+    def algorithm(self) -> Algorithm:
+        """∇L(w), then ∇L(w + e)."""
+        g = yield
+        with self.perturbed(steepest(self.friendly(g), self.hyper("rho"))):
+            yield
+        self.update(g)
+
+    def friendly(self, g: Vector) -> Vector:
+        """The direction d = a · g − b · m, with the paper's updated m written out."""
+        directions = []
+        for bucket, gs in zip(self.buckets, g.tensors, strict=True):
+            paper, sigma, lmbda = (
+                bucket.group["form"] == "paper",
+                bucket.group["sigma"],
+                bucket.group["lmbda"],
+            )
+            if not bucket.trait:
+                directions.append(list(torch._foreach_mul(gs, 1 - sigma)) if paper else gs)
+                continue
+            a, b = (1 - sigma * (1 - lmbda), sigma * lmbda) if paper else (1.0, sigma)
+            ds = list(torch._foreach_mul(gs, a))
+            torch._foreach_add_(ds, [self.memory["m"][i] for i in bucket.indices], alpha=-b)
+            directions.append(ds)
+        return Vector(directions)
+
+    def update(self, g: Vector) -> None:
+        """m ← lmbda · m + (1 − lmbda) · g, or g where there is no m yet."""
+        for bucket, gs in zip(self.buckets, g.tensors, strict=True):
+            if bucket.trait:
+                averages = [self.memory["m"][i] for i in bucket.indices]
+                torch._foreach_mul_(averages, bucket.group["lmbda"])
+                torch._foreach_add_(averages, gs, alpha=1 - bucket.group["lmbda"])
+            else:
+                self.memory["m"].update(zip(bucket.indices, duplicate(gs), strict=True))

@@ -1,0 +1,18 @@
+"""One line per problem. Free of torch: lists and help read it."""
+
+from __future__ import annotations
+
+from steppe.core.spec import Registry, Spec
+
+__all__ = ["PROBLEMS"]
+
+PROBLEMS = Registry(
+    "problem",
+    {
+        "stock_factor": Spec(
+            path="steppe.quant.stock_factor:StockFactor",
+            family="quant",
+            summary="Daily and weekly GRU price-volume factors, trained on minus the IC of each date's cross-section",
+        ),
+    },
+)

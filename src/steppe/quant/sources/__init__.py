@@ -1,0 +1,1 @@
+"""Where panels come from: tables (CSV, parquet, Arrow) and simulation."""

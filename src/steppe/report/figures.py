@@ -1,0 +1,282 @@
+"""The figures of the report, as plain plotly specifications.
+
+Colours are written as ``var(--name)``; the page's script puts in the style sheet's values, so figures follow the light
+and the dark scheme and the printer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from html import escape
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from steppe.report.results import Results
+from steppe.report.tables import color
+
+__all__ = ["Figure", "cumulative_rank_ic", "layer_bars", "layer_values", "relative_value", "training_curves"]
+
+DASHES = ("solid", "dash", "dot")
+"""Colours repeat after eight candidates; the line's dash tells the rounds apart."""
+
+COLORS = 8
+
+METRICS = {
+    "validation_ic": "Validation IC",
+    "validation_ir": "Validation IC to its deviation (IR)",
+    "validation_rank_ic": "Validation RankIC",
+    "train_loss": "Training loss",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plotly figure and the words around it.
+
+    Attributes:
+        title: stands over the figure.
+        spec: ``data`` and ``layout``, JSON-able.
+        optimizer: whose figure it is, if it shows one optimizer only.
+        curves: its x axis can be switched between epochs and costs (traces carry all of them in ``meta``).
+    """
+
+    title: str
+    spec: Mapping[str, Any]
+    optimizer: str = ""
+    curves: bool = False
+
+    def json(self) -> str:
+        """The specification, safe to stand inside a script element."""
+        return json.dumps(_plain(self.spec), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def training_curves(results: Results) -> dict[str, list[Figure]]:
+    """Part -> the validation curves of all optimizers over epochs; the kept epoch is marked."""
+    metrics = [m for m in METRICS if m in results.history.columns and m != "train_loss"][:2]
+    metrics = metrics or [m for m in results.history.columns if m.startswith("validation_")][:2]
+    return {part: [_curve(results, part, metric) for metric in metrics] for part in results.parts if metrics}
+
+
+def cumulative_rank_ic(results: Results) -> Figure:
+    """RankIC summed over the test dates, mean over seeds."""
+    traces = []
+    for label in results.tested:
+        daily = _mean_over_seeds(results.series(label, results.final))
+        traces.append(_line(results, label, results.dates, np.cumsum(np.nan_to_num(daily)).tolist()))
+    return Figure("Cumulative RankIC", {"data": traces, "layout": _layout("cumulative RankIC", x="date")})
+
+
+def layer_bars(results: Results) -> list[Figure]:
+    """Per optimizer: annualised excess of every layer over the equal-weight universe; one scale for all."""
+    excess = {label: results.layer_excess(label) for label in results.tested}
+    values = [100 * value for layers in excess.values() for value in layers.values() if math.isfinite(value)]
+    extent = [min([0.0, *values]) * 1.08, max([0.0, *values]) * 1.08]
+    return [
+        Figure(
+            label,
+            {
+                "data": [
+                    {
+                        "type": "bar",
+                        "x": list(layers),
+                        "y": [100 * value for value in layers.values()],
+                        "marker": {"color": _color(results, label)},
+                        "hovertemplate": "layer %{x}: %{y:.1f} % p.a.<extra></extra>",
+                    }
+                ],
+                "layout": _layout("% p.a.", height=190, y_range=extent) | {"bargap": 0.25},
+            },
+            optimizer=label,
+        )
+        for label, layers in excess.items()
+        if layers
+    ]
+
+
+def layer_values(results: Results) -> list[Figure]:
+    """Per optimizer: net value of every layer; one scale for all."""
+    curves = {label: results.layer_returns(label) for label in results.tested}
+    values = {
+        label: {layer: _net_value(returns) for layer, returns in sorted(layers.items())}
+        for label, layers in curves.items()
+        if layers
+    }
+    every = [v for layers in values.values() for curve in layers.values() for v in curve]
+    extent = [min(every) * 0.97, max(every) * 1.03] if every else None
+    figures = []
+    for label, layers in values.items():
+        most = max(layers)
+        traces = [
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": _period_ends(_layer_dates(results, label)),
+                "y": curve,
+                "name": f"layer {layer}" if layer else "equal weight",
+                "line": {"width": 2 if layer == most else 1.2, "color": _layer_color(layer, most)}
+                | ({} if layer else {"dash": "dot", "width": 1.6}),
+                "hovertemplate": "%{y:.3f}",
+            }
+            for layer, curve in layers.items()
+        ]
+        layout = _layout("net value", x="date", height=230, y_range=extent)
+        figures.append(Figure(label, {"data": traces, "layout": layout}, optimizer=label))
+    return figures
+
+
+def relative_value(results: Results) -> Figure:
+    """Net value of the top layer's period returns less those of the equal-weight universe, all optimizers."""
+    traces = []
+    for label in results.tested:
+        returns = results.layer_returns(label)
+        if returns:
+            excess = returns[max(returns)] - returns[0]
+            dates = _period_ends(_layer_dates(results, label))
+            traces.append(_line(results, label, dates, _net_value(excess)))
+    return Figure(
+        "Top layer against the equal-weight universe",
+        {"data": traces, "layout": _layout("relative net value", x="date")},
+    )
+
+
+def _curve(results: Results, part: str, metric: str) -> Figure:
+    traces: list[dict[str, Any]] = []
+    best = {trial.id: trial.best_epoch for trial in results.trials}
+    rows = results.history.filter(pl.col("part") == part)
+    for label in results.optimizers:
+        seeds = [
+            group.sort("epoch")
+            for _, group in rows.filter(pl.col("optimizer") == label).group_by("trial", maintain_order=True)
+        ]
+        if not seeds:
+            continue
+        several = len(seeds) > 1
+        for group in seeds:
+            trace = _line(results, label, group["epoch"].to_list(), group[metric].to_list())
+            marked = [epoch == best[group["trial"][0]] for epoch in group["epoch"]]
+            trace["mode"] = "lines+markers"
+            trace["marker"] = {
+                "color": _color(results, label),
+                "size": [(7 if several else 9) * int(mark) for mark in marked],
+                "line": {"width": 1.5, "color": "var(--paper)"},
+            }
+            if several:
+                trace["opacity"] = 0.4
+                trace["line"] = trace["line"] | {"width": 1}
+                trace["hoverinfo"] = "skip"
+                del trace["hovertemplate"]
+            traces.append(trace | {"meta": _axes(group)})
+        if several:
+            # a mean over fewer seeds than before would jump where one stops
+            shared = min(group.height for group in seeds)
+            together = pl.concat([group.head(shared) for group in seeds])
+            averaged = together.group_by("epoch").agg(pl.selectors.numeric().mean()).sort("epoch")
+            trace = _line(results, label, averaged["epoch"].to_list(), averaged[metric].to_list())
+            traces.append(trace | {"meta": _axes(averaged)})
+    title = METRICS.get(metric, metric.replace("_", " "))
+    return Figure(title, {"data": traces, "layout": _layout("", x="epoch")}, curves=True)
+
+
+def _axes(group: pl.DataFrame) -> dict[str, list[float]]:
+    return {
+        "epoch": group["epoch"].to_list(),
+        "gradient evaluations": group["gradient_evaluations"].to_list(),
+        "seconds": group["seconds"].to_list(),
+    }
+
+
+def _line(results: Results, label: str, x: Sequence[Any], y: Sequence[float | None]) -> dict[str, Any]:
+    order = results.optimizers.index(label)
+    dash = DASHES[max(order - 1, 0) // COLORS % len(DASHES)]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": x,
+        "y": y,
+        "name": escape(label),
+        "line": {"color": _color(results, label), "width": 2.4 if order == 0 else 2, "dash": dash},
+        "hovertemplate": "%{y:.4f}",
+    }
+
+
+def _layout(y: str, x: str = "", height: int = 300, y_range: Sequence[float] | None = None) -> dict[str, Any]:
+    axis = {
+        "gridcolor": "var(--grid)",
+        "linecolor": "var(--grid)",
+        "zerolinecolor": "var(--zero)",
+        "zerolinewidth": 1,
+        "tickcolor": "var(--grid)",
+        "ticklen": 4,
+        "automargin": True,
+    }
+    return {
+        "height": height,
+        "margin": {"l": 8, "r": 10, "t": 8, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": "var(--soft)", "size": 12, "family": "system-ui, sans-serif"},
+        "showlegend": False,
+        "hovermode": "x unified" if x else "closest",
+        "hoverlabel": {
+            "bgcolor": "var(--paper)",
+            "bordercolor": "var(--grid)",
+            "font": {"color": "var(--ink)"},
+        },
+        "xaxis": axis
+        | {"showgrid": False}
+        | ({"type": "date"} if x == "date" else {"title": {"text": x}} if x else {"dtick": 1}),
+        "yaxis": axis | {"title": {"text": y, "standoff": 6}} | ({"range": list(y_range)} if y_range else {}),
+    }
+
+
+def _color(results: Results, label: str) -> str:
+    return f"var({color(results, label)})"
+
+
+def _layer_color(layer: int, most: int) -> str:
+    """From ochre (lowest scores) over grey to blue (highest); equal weight in the colour of text."""
+    if layer == 0:
+        return "var(--ink)"
+    stops = np.array([[191, 114, 20], [170, 170, 166], [26, 101, 180]], dtype=float)
+    at = 2 * (layer - 1) / max(most - 1, 1)
+    low = min(int(at), 1)
+    red, green, blue = (stops[low] + (at - low) * (stops[low + 1] - stops[low])).round().astype(int)
+    return f"rgb({red},{green},{blue})"
+
+
+def _layer_dates(results: Results, label: str) -> list[date]:
+    rows = results.layers.filter(pl.col("optimizer") == label, pl.col("part") == results.final)
+    return rows["date"].unique().sort().to_list()
+
+
+def _period_ends(dates: Sequence[date]) -> list[date]:
+    """The dates and one more: a net value starts at 1 on the first, and the last period needs an end."""
+    return [*dates, dates[-1] + (dates[-1] - dates[-2])] if len(dates) > 1 else [*dates, *dates]
+
+
+def _net_value(returns: np.ndarray) -> list[float]:
+    return [1.0, *np.cumprod(1 + returns).tolist()]
+
+
+def _mean_over_seeds(table: np.ndarray) -> np.ndarray:
+    known = np.isfinite(table)
+    count = known.sum(axis=0)
+    total = np.where(known, table, 0.0).sum(axis=0)
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able: dates as text, five significant digits, None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value.isoformat() if isinstance(value, date) else value

@@ -1,0 +1,134 @@
+"""One offline HTML page per study, and its tables as CSV files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from plotly.offline.offline import get_plotlyjs
+
+from steppe.report import figures, tables, words
+from steppe.report.figures import COLORS
+from steppe.report.results import Results
+from steppe.report.tables import Table
+from steppe.study.store import Store, TrialRow, write_atomically
+
+__all__ = ["build"]
+
+
+def build(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the report of the study in ``folder``; returns the page's path.
+
+    The page is one file that needs no network. A study that still runs, or of which trials failed, gets a page too,
+    which says what is missing.
+
+    Args:
+        folder: a study folder; nothing in it is run or changed but the report itself.
+        out: the page; ``<folder>/report.html`` if None. The tables go to ``report/*.csv`` beside it, the folder
+            being called as the page is.
+
+    Raises:
+        DataError: ``folder`` is not a study folder.
+    """
+    store = Store.open(folder)
+    page = Path(out) if out is not None else store.folder / "report.html"
+    results = Results.of(store)
+    leaderboard, factors, costs = (
+        tables.leaderboard(results),
+        tables.factor_tests(results),
+        tables.costs(results),
+    )
+    csv_folder = page.with_suffix("")
+    csv_folder.mkdir(parents=True, exist_ok=True)
+    for table in (leaderboard, costs, *factors):
+        _write(csv_folder / f"{table.name}.csv", table.csv())
+    _write(page, _render(results, leaderboard, factors, costs))
+    return page
+
+
+def _render(results: Results, leaderboard: Table, factors: list[Table], costs: Table) -> str:
+    environment = Environment(
+        loader=PackageLoader("steppe.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    spec = results.spec
+    return environment.get_template("page.html.j2").render(
+        title=spec.get("title") or spec["name"],
+        results=results,
+        verdict=words.judge(results),
+        held_equal=words.held_equal(results),
+        missing=words.missing(results),
+        limits=words.limits(results),
+        facts=_facts(results),
+        leaderboard=leaderboard,
+        factors=factors,
+        costs=costs,
+        curves=figures.training_curves(results),
+        rank_ic=figures.cumulative_rank_ic(results),
+        bars=figures.layer_bars(results),
+        values=figures.layer_values(results),
+        relative=figures.relative_value(results),
+        failed=[trial for trial in results.trials if trial.state == "failed"],
+        problem=tables.flatten(spec["problem"]),
+        study=tables.flatten({k: v for k, v in spec.items() if k not in ("problem", "optimizers", "title")}),
+        optimizers={label: _settings(spec["optimizers"][label]) for label in results.optimizers},
+        environment=tables.flatten(results.environment),
+        palette=_palette(results),
+        chip=lambda label: tables.chip(results, label),
+        trace_name=lambda label: str(escape(label)),
+        first_line=_first_line,
+        script=Markup(get_plotlyjs()),
+    )
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    """The panel and its blocks, as far as they are known."""
+    panel, problem = results.panel, results.spec["problem"]
+    facts = [("Panel", str(panel.get("name", problem.get("panel", "unknown"))))]
+    if "dates" in panel:
+        span = " to ".join(map(str, panel["dates"]))
+        facts.append(("Dates", f"{span} ({panel['sessions']} sessions)" if "sessions" in panel else span))
+    if "stocks" in panel:
+        facts.append(("Stocks", str(panel["stocks"])))
+    facts.append(("Universe", ", ".join(problem.get("universe", [])) or "every listed stock"))
+    for name in ("train", "validation", "test"):
+        block = panel.get("blocks", {}).get(name)
+        if block:
+            facts.append((name.capitalize(), f"{block['first']} to {block['last']}, {block['dates']} dates"))
+        elif name in problem:
+            facts.append((name.capitalize(), " to ".join(map(str, problem[name]))))
+    if "fingerprint" in panel:
+        facts.append(("Fingerprint", str(panel["fingerprint"])))
+    return facts
+
+
+def _settings(optimizer: Mapping[str, Any]) -> dict[str, str]:
+    hyper = {key: value for key, value in optimizer.items() if key not in ("kind", "base")}
+    return {
+        "kind": str(optimizer.get("kind", "")),
+        "base": str(optimizer.get("base") or tables.DASH),
+        "hyper": ", ".join(f"{key} = {value}" for key, value in tables.flatten(hyper)) or "defaults",
+    }
+
+
+def _palette(results: Results) -> Iterable[tuple[str, str]]:
+    """``--opt-<n>`` for every optimizer: grey for the baseline, then the style sheet's colours in turn."""
+    for order in range(len(results.optimizers)):
+        yield f"--opt-{order}", f"var(--color-{(order - 1) % COLORS + 1})" if order else "var(--color-0)"
+
+
+def _first_line(trial: TrialRow) -> str:
+    """What a reader needs of an error: the message itself is the last line of a traceback."""
+    lines = (trial.error or "").strip().splitlines() or ["no message was recorded"]
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -1,0 +1,244 @@
+"""What a study left, gathered once for tables and figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from steppe.study.statistics import Comparison, Estimate, compare_all, default_block, estimate
+from steppe.study.store import Store, TrialRow
+
+__all__ = ["PERIODS_PER_YEAR", "Cost", "Results", "annual", "mean"]
+
+Floats = NDArray[np.float64]
+
+PERIODS_PER_YEAR = 252 / 5
+"""Holding periods of a layer, five sessions each, in a year of 252 sessions."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training one seed took, all parts together, mean over seeds.
+
+    Ratios are to the baseline on the seeds both finished, NaN where there is none.
+    """
+
+    gradient_evaluations: float
+    forward_evaluations: float
+    seconds: float
+    gradient_ratio: float
+    seconds_ratio: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """The current plan's results of a study; tables are empty where the analysis has not run.
+
+    Attributes:
+        spec: the resolved spec.
+        panel: facts of the data (``panel_info.json``); empty if unknown.
+        environment: facts of the machine.
+        trials: trials of the current plan.
+        history: metrics per trial and epoch.
+        ic, layers, factor: tables of the analysis, of the spec's optimizers and seeds only.
+    """
+
+    spec: Mapping[str, Any]
+    panel: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    trials: Sequence[TrialRow]
+    history: pl.DataFrame
+    ic: pl.DataFrame
+    layers: pl.DataFrame
+    factor: pl.DataFrame
+
+    @classmethod
+    def of(cls, store: Store) -> Results:
+        """Read a store."""
+        spec, names = store.spec, store.tables()
+
+        def table(name: str) -> pl.DataFrame:
+            if name not in names:
+                return pl.DataFrame(schema={"optimizer": pl.String, "seed": pl.Int64, "part": pl.String})
+            # a table of an earlier spec may still hold an optimizer or a seed that was dropped since
+            return store.table(name).filter(
+                pl.col("optimizer").is_in(list(spec["optimizers"])), pl.col("seed").is_in(spec["seeds"])
+            )
+
+        return cls(
+            spec,
+            store.read_json("panel_info", {}),
+            store.read_json("environment", {}),
+            store.trials(),
+            store.history(),
+            *(table(name) for name in ("ic", "layers", "factor")),
+        )
+
+    @property
+    def baseline(self) -> str:
+        """Label of the optimizer all others are compared with."""
+        return str(self.spec["baseline"])
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the data are made up; unknown data count as real."""
+        return bool(self.panel.get("simulated", False))
+
+    @cached_property
+    def optimizers(self) -> list[str]:
+        """Labels in the spec's order, the baseline first."""
+        return sorted(self.spec["optimizers"], key=lambda label: label != self.baseline)
+
+    @cached_property
+    def tested(self) -> list[str]:
+        """Optimizers that have a RankIC of the final score."""
+        found = set(self.ic.filter(pl.col("part") == self.final)["optimizer"])
+        return [label for label in self.optimizers if label in found]
+
+    @cached_property
+    def parts(self) -> list[str]:
+        """Trained parts, in the plan's order."""
+        return list(dict.fromkeys(trial.part for trial in self.trials))
+
+    @cached_property
+    def scores(self) -> list[str]:
+        """Scores that were tested: the parts, and the blend first if there is one."""
+        found = list(dict.fromkeys(self.ic["part"]))
+        return sorted(found, key=lambda part: (part != "blend", found.index(part)))
+
+    @property
+    def final(self) -> str:
+        """The score a user would trade: the blend, or the only part."""
+        return self.scores[0] if self.scores else ""
+
+    @cached_property
+    def block(self) -> float | None:
+        """Mean bootstrap block: at least twice the dates that share a label; None without dates."""
+        problem = self.spec["problem"]
+        overlap = math.ceil(int(problem.get("horizon", 10)) / int(problem.get("every", 5)))
+        dates = self.ic["date"].n_unique() if "date" in self.ic.columns else 0
+        return max(default_block(dates), 2.0 * overlap) if dates else None
+
+    def series(self, optimizer: str, part: str, metric: str = "rank_ic") -> Floats:
+        """``[seeds, dates]`` of a column of ``ic``; NaN where there is none."""
+        return _matrix(
+            self.ic.filter(pl.col("optimizer") == optimizer, pl.col("part") == part),
+            sorted(self.spec["seeds"]),
+            self.dates,
+            metric,
+        )
+
+    @cached_property
+    def dates(self) -> list[Any]:
+        """Evaluation dates of the test block."""
+        return sorted(self.ic["date"].unique()) if "date" in self.ic.columns else []
+
+    def estimate(self, optimizer: str, part: str) -> Estimate | None:
+        """RankIC of one optimizer with its interval, over the seeds it has."""
+        values = self.series(optimizer, part)
+        values = values[np.isfinite(values).any(axis=1)]
+        if not np.isfinite(values).all(axis=0).any():
+            return None
+        return estimate(values, block=self.block)
+
+    def comparisons(self, part: str) -> dict[str, Comparison]:
+        """Every other optimizer against the baseline on RankIC, where they share a seed and a date."""
+        base = self.series(self.baseline, part)
+        pairs = {}
+        for label in self.tested:
+            other = self.series(label, part)
+            both = np.isfinite(base).any(axis=1) & np.isfinite(other).any(axis=1)
+            if label != self.baseline and np.isfinite(base[both] + other[both]).all(axis=0).any():
+                pairs[label] = (base[both], other[both])
+        return {c.candidate: c for c in compare_all(self.baseline, pairs, block=self.block)}
+
+    def icir(self, optimizer: str, part: str) -> float:
+        """Mean over dates of RankIC to its deviation, not annualised, mean over seeds."""
+        ratios = []
+        for row in self.series(optimizer, part):
+            known = row[np.isfinite(row)]
+            if len(known) > 1 and known.std(ddof=1) > 0:
+                ratios.append(known.mean() / known.std(ddof=1))
+        return mean(ratios)
+
+    def factor_mean(self, optimizer: str, part: str, column: str) -> float:
+        """A column of ``factor``, mean over seeds; NaN if it is not there."""
+        if column not in self.factor.columns:
+            return math.nan
+        rows = self.factor.filter(pl.col("optimizer") == optimizer, pl.col("part") == part)
+        return mean(rows[column].to_list())
+
+    def layer_returns(self, optimizer: str, seed: int | None = None) -> dict[int, Floats]:
+        """Layer -> return per period of the final score, mean over seeds unless one is given."""
+        rows = self.layers.filter(pl.col("optimizer") == optimizer, pl.col("part") == self.final)
+        if seed is not None:
+            rows = rows.filter(pl.col("seed") == seed)
+        if rows.is_empty():
+            return {}
+        averaged = rows.group_by("layer", "date").agg(pl.col("ret").mean()).sort("layer", "date")
+        return {int(key[0]): group["ret"].to_numpy() for key, group in averaged.group_by("layer")}
+
+    def layer_excess(self, optimizer: str) -> dict[int, float]:
+        """Layer -> annualised excess over the equal-weight universe, mean over seeds."""
+        found: dict[int, list[float]] = {}
+        for seed in self.spec["seeds"]:
+            returns = self.layer_returns(optimizer, seed)
+            for layer in sorted(returns):
+                if layer:
+                    found.setdefault(layer, []).append(annual(returns[layer] - returns[0]))
+        return {layer: mean(values) for layer, values in found.items()}
+
+    @cached_property
+    def costs(self) -> dict[str, Cost]:
+        """Cost per optimizer, over the seeds of which every part is done."""
+        whole: dict[str, dict[int, Floats]] = {}
+        for label in self.optimizers:
+            for seed in self.spec["seeds"]:
+                rows = [t for t in self.trials if (t.optimizer, t.seed) == (label, seed)]
+                if rows and all(row.state == "done" for row in rows):
+                    whole.setdefault(label, {})[seed] = np.sum([_cost(row) for row in rows], axis=0)
+        costs = {}
+        for label, seeds in whole.items():
+            shared = [seed for seed in seeds if seed in whole.get(self.baseline, {})]
+            ratio = np.full(3, np.nan)
+            if shared:
+                reference = np.mean([whole[self.baseline][seed] for seed in shared], axis=0)
+                own = np.mean([seeds[seed] for seed in shared], axis=0)
+                np.divide(own, reference, out=ratio, where=reference > 0)
+            gradients, forwards, seconds = np.mean(list(seeds.values()), axis=0).tolist()
+            costs[label] = Cost(gradients, forwards, seconds, float(ratio[0]), float(ratio[2]))
+        return costs
+
+
+def annual(returns: Floats) -> float:
+    """Compounded return per year of a series of holding periods."""
+    total = float(np.prod(1 + returns))
+    return float(max(total, 0.0) ** (PERIODS_PER_YEAR / len(returns)) - 1) if len(returns) else math.nan
+
+
+def mean(values: Sequence[float | None]) -> float:
+    """Mean of the finite values; NaN without any."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _cost(row: TrialRow) -> Floats:
+    known = (row.gradient_evaluations, row.forward_evaluations, row.seconds)
+    return np.array([math.nan if value is None else value for value in known], dtype=np.float64)
+
+
+def _matrix(rows: pl.DataFrame, seeds: Sequence[int], dates: Sequence[Any], metric: str) -> Floats:
+    table = np.full((len(seeds), len(dates)), np.nan)
+    if metric in rows.columns:
+        row_of = {seed: row for row, seed in enumerate(seeds)}
+        column_of = {date: column for column, date in enumerate(dates)}
+        for seed, date, value in rows.select("seed", "date", metric).iter_rows():
+            table[row_of[seed], column_of[date]] = math.nan if value is None else value
+    return table

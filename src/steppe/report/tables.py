@@ -1,0 +1,356 @@
+"""The tables of the report: numbers for the CSV files, and how each is written on the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeGuard
+
+from markupsafe import Markup, escape
+
+from steppe.report.results import Cost, Results, mean
+from steppe.study.statistics import Comparison, p_text
+
+__all__ = ["Column", "Table", "costs", "factor_tests", "flatten", "leaderboard", "number", "percent", "times"]
+
+DASH = "–"
+MINUS = "\N{MINUS SIGN}"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the page; ``show`` turns a row into what stands in the cell.
+
+    Attributes:
+        title: its heading.
+        show: from the row to text or markup.
+        numeric: right aligned, in figures of equal width.
+        best: whether more (1) or less (-1) is better in this column, 0 for neither; the best cell is set bold.
+        key: what the column is judged by; empty if it has no order.
+    """
+
+    title: str
+    show: Callable[[Row], str]
+    numeric: bool = True
+    best: int = 0
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of plain values, for a CSV file, and the columns that show them.
+
+    Attributes:
+        name: of the CSV file.
+        caption: one line under or over the table.
+        columns: of the page.
+        rows: plain values by key; a row's ``optimizer`` gives it its colour.
+    """
+
+    name: str
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Row] = field(default_factory=list)
+
+    def csv(self) -> str:
+        """The rows as CSV, full precision, empty where a value is missing."""
+        keys = list(dict.fromkeys(key for row in self.rows for key in row))
+        file = io.StringIO()
+        writer = csv.DictWriter(file, keys, restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({k: "" if v is None or v != v else v for k, v in row.items()})
+        return file.getvalue()
+
+    def is_best(self, column: Column, row: Row) -> bool:
+        """Whether ``row`` holds the best value of ``column``, as `_is_best` has it."""
+        return bool(column.key) and _is_best(
+            row[column.key], [other[column.key] for other in self.rows], column.best
+        )
+
+
+def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """Fixed decimals with a true minus sign and thousands apart; a dash if missing."""
+    if not _finite(value):
+        return DASH
+    text = f"{value:{'+' if sign else ''},.{digits}f}".replace("-", MINUS).replace(
+        ",", "\N{NARROW NO-BREAK SPACE}"
+    )
+    return text.replace(MINUS, "", 1) if not any(c in "123456789" for c in text) else text
+
+
+def percent(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
+    """A share as per cent."""
+    return number(None if value is None else 100 * value, digits, sign=sign) + (
+        " %" if _finite(value) else ""
+    )
+
+
+def times(value: float | None) -> str:
+    """A ratio to the baseline."""
+    return number(value, 2) + ("×" if _finite(value) else "")
+
+
+def interval(low: float | None, high: float | None, digits: int = 4, *, sign: bool = False) -> str:
+    """``[low, high]``, or nothing if there is none."""
+    if not (_finite(low) and _finite(high)):
+        return ""
+    return f"[{number(low, digits, sign=sign)}, {number(high, digits, sign=sign)}]"
+
+
+def leaderboard(results: Results) -> Table:
+    """Optimizers by test RankIC of the final score: quality, cost, and the difference to the baseline."""
+    comparisons = results.comparisons(results.final)
+    rows: list[dict[str, Any]] = []
+    for label in results.tested:
+        score = results.estimate(label, results.final)
+        cost = results.costs.get(label)
+        c = comparisons.get(label)
+        rows.append(
+            {
+                "optimizer": label,
+                "seeds": score.n_seeds if score else 0,
+                "dates": score.n_dates if score else 0,
+                "rank_ic": score.mean if score else None,
+                "rank_ic_low": score.low if score else None,
+                "rank_ic_high": score.high if score else None,
+                "icir": results.icir(label, results.final),
+                **{
+                    key: results.factor_mean(label, results.final, key)
+                    for key in ("top_annual_return", "top_annual_excess", "top_information_ratio")
+                },
+                **_cost_row(cost),
+                "difference": c.difference if c else None,
+                "difference_low": c.low if c else None,
+                "difference_high": c.high if c else None,
+                "p": c.p if c else None,
+                "p_holm": c.p_holm if c else None,
+                "outcome": _outcome(label, results.baseline, c),
+            }
+        )
+    rows.sort(key=lambda row: -row["rank_ic"] if _finite(row["rank_ic"]) else math.inf)
+    scale = max(
+        (abs(row[key]) for row in rows for key in ("difference_low", "difference_high") if _finite(row[key])),
+        default=0.0,
+    )
+    columns = [
+        Column("Optimizer", lambda r: chip(results, r["optimizer"]), numeric=False),
+        Column(
+            "RankIC",
+            lambda r: two_lines(number(r["rank_ic"], 4), interval(r["rank_ic_low"], r["rank_ic_high"], 3)),
+            best=1,
+            key="rank_ic",
+        ),
+        Column("ICIR", lambda r: number(r["icir"], 2), best=1, key="icir"),
+        Column("Top layer p.a.", lambda r: percent(r["top_annual_return"]), best=1, key="top_annual_return"),
+        Column("Excess p.a.", lambda r: percent(r["top_annual_excess"]), best=1, key="top_annual_excess"),
+        Column("IR", lambda r: number(r["top_information_ratio"], 2), best=1, key="top_information_ratio"),
+        Column("Gradients", lambda r: times(r["gradient_ratio"])),
+        Column("Seconds", lambda r: times(r["seconds_ratio"])),
+        Column(
+            "RankIC − baseline",
+            lambda r: two_lines(
+                number(r["difference"], 4, sign=True),
+                interval(r["difference_low"], r["difference_high"], 3, sign=True),
+            ),
+        ),
+        Column("", lambda r: whisker(results, r, scale), numeric=False),
+        Column(
+            "p (Holm)", lambda r: p_text(r["p_holm"])[2:].removeprefix("= ") if _finite(r["p_holm"]) else DASH
+        ),
+        Column("Chance?", lambda r: outcome(r["outcome"]), numeric=False),
+    ]
+    caption = (
+        f"Test block, {score_name(results.final)}. Intervals are 95 %. Cost is the whole training up to early "
+        "stopping, relative to the baseline."
+    )
+    return Table("leaderboard", caption, columns, rows)
+
+
+FACTOR_ROWS: dict[str, tuple[str, Callable[[float | None], str], int]] = {
+    "rank_ic": ("RankIC", lambda x: number(x, 4), 1),
+    "rank_ic_std": ("RankIC, deviation over dates", lambda x: number(x, 4), 0),
+    "rank_ic_ir": ("ICIR", lambda x: number(x, 2), 1),
+    "icir": ("ICIR", lambda x: number(x, 2), 1),
+    "rank_ic_positive": ("Dates with RankIC above 0", percent, 1),
+    "rank_ic_stderr": ("RankIC, standard error", lambda x: number(x, 4), 0),
+    "ic": ("IC", lambda x: number(x, 4), 1),
+    "rank_ic_5": ("RankIC, next 5 sessions", lambda x: number(x, 4), 1),
+    "rank_ic_neutral": ("RankIC, industry and size taken out", lambda x: number(x, 4), 1),
+    "top_annual_return": ("Top layer, return p.a.", percent, 1),
+    "universe_annual_return": ("Equal-weight universe, return p.a.", percent, 0),
+    "top_annual_excess": ("Top layer, excess p.a.", percent, 1),
+    "top_tracking_error": ("Top layer, tracking error p.a.", percent, 0),
+    "top_information_ratio": ("Top layer, information ratio", lambda x: number(x, 2), 1),
+    "top_max_drawdown": ("Top layer, maximum drawdown of the excess", percent, -1),
+    "top_excess_drawdown": ("Top layer, maximum drawdown of the excess", percent, -1),
+    "top_monthly_win_rate": ("Top layer, months ahead", percent, 1),
+    "top_monthly_win": ("Top layer, months ahead", percent, 1),
+    "top_turnover": ("Top layer, turnover per rebalance (two-sided)", percent, 0),
+}
+"""What is known of a column of ``factor``: its name in words, how to write it, and which direction is better."""
+
+
+def factor_tests(results: Results) -> list[Table]:
+    """One table per tested score: a measure per row, an optimizer per column, means over seeds.
+
+    Measures nobody named here are listed too, under their own name and after the known ones.
+    """
+    given = [c for c in results.factor.columns if c not in ("optimizer", "seed", "part")]
+    order = [c for c in FACTOR_ROWS if c in given] + [c for c in given if c not in FACTOR_ROWS]
+    found = set(results.factor["optimizer"])
+    labels = [label for label in results.optimizers if label in found]
+    tables = []
+    for part in results.scores if labels else []:
+        rows = []
+        for column in order:
+            title = FACTOR_ROWS[column][0] if column in FACTOR_ROWS else column.replace("_", " ")
+            values = {label: results.factor_mean(label, part, column) for label in labels}
+            if any(map(_finite, values.values())):
+                rows.append({"measure": title, "column": column, **values})
+        columns = [Column("", lambda r: r["measure"], numeric=False)]
+        columns += [Column(label, partial(_factor_cell, label=label, labels=labels)) for label in labels]
+        tables.append(Table(f"factor-{part}", f"Factor test of the {score_name(part)}.", columns, rows))
+    return tables
+
+
+def costs(results: Results) -> Table:
+    """What training took, per optimizer and part, means over the seeds that are done."""
+    rows = []
+    for part in results.parts:
+        for label in results.optimizers:
+            done = [t for t in results.trials if (t.part, t.optimizer, t.state) == (part, label, "done")]
+            if not done:
+                continue
+            seconds = mean([t.seconds for t in done])
+            epochs = mean([t.epochs for t in done])
+            gradients = mean([t.gradient_evaluations for t in done])
+            samples = mean([t.samples for t in done])
+            rows.append(
+                {
+                    "part": part,
+                    "optimizer": label,
+                    "seeds": len(done),
+                    "epochs": epochs,
+                    "best_epoch": mean([t.best_epoch for t in done]),
+                    "forward_evaluations": mean([t.forward_evaluations for t in done]),
+                    "gradient_evaluations": gradients,
+                    "gradient_evaluations_per_epoch": gradients / epochs if epochs else math.nan,
+                    "seconds": seconds,
+                    "seconds_per_epoch": seconds / epochs if epochs else math.nan,
+                    "samples_per_second": samples / seconds if seconds else math.nan,
+                }
+            )
+    several = len(results.spec["seeds"]) > 1
+    columns = [
+        Column("Part", lambda r: r["part"], numeric=False),
+        Column("Optimizer", lambda r: chip(results, r["optimizer"]), numeric=False),
+        Column("Seeds", lambda r: number(r["seeds"], 0)),
+        Column("Epochs", lambda r: number(r["epochs"], int(several))),
+        Column("Best epoch", lambda r: number(r["best_epoch"], int(several))),
+        Column("Forward evaluations", lambda r: number(r["forward_evaluations"], 0)),
+        Column("Gradient evaluations", lambda r: number(r["gradient_evaluations"], 0)),
+        Column("per epoch", lambda r: number(r["gradient_evaluations_per_epoch"], 0)),
+        Column("Seconds", lambda r: number(r["seconds"], 1)),
+        Column("per epoch", lambda r: number(r["seconds_per_epoch"], 2)),
+        Column("Samples/s", lambda r: number(r["samples_per_second"], 0)),
+    ]
+    caption = (
+        "Counted where the model is called. Seconds are those of optimizer steps; validation is not counted."
+    )
+    return Table("costs", caption, columns, rows)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as dotted names and text, in order."""
+    flat: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat += flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            flat.append((f"{prefix}{key}", ", ".join(map(str, value)) or "none"))
+        else:
+            flat.append((f"{prefix}{key}", str(value)))
+    return flat
+
+
+def score_name(part: str) -> str:
+    """How a tested score is called in running text."""
+    return {"blend": "blend of all parts", "model": "model's score"}.get(part, f"{part} score")
+
+
+def chip(results: Results, label: str) -> Markup:
+    """An optimizer's name beside its colour."""
+    role = Markup(' <span class="role">baseline</span>') if label == results.baseline else ""
+    return Markup('<span class="chip" style="--c: var({})">{}</span>{}').format(
+        color(results, label), label, role
+    )
+
+
+def color(results: Results, label: str) -> str:
+    """The CSS variable of an optimizer's colour: grey for the baseline, the same on the whole page."""
+    return f"--opt-{results.optimizers.index(label)}"
+
+
+def two_lines(first: str, second: str) -> Markup:
+    """A value over its interval."""
+    return Markup("{}<small>{}</small>").format(first, second) if second else escape(first)
+
+
+def outcome(text: str) -> Markup:
+    """The outcome of a comparison as a coloured word."""
+    css = {"better": "good", "worse": "bad"}.get(text, "quiet")
+    return Markup('<span class="{}">{}</span>').format(css, text)
+
+
+def whisker(results: Results, row: Row, scale: float) -> Markup:
+    """An interval of the difference as a small drawing; the line marks no difference."""
+    if not _finite(row["difference_low"]) or not scale:
+        return Markup("")
+    low, mid, high = (
+        60 + 54 * row[key] / scale for key in ("difference_low", "difference", "difference_high")
+    )
+    return Markup(
+        '<svg class="whisker" viewBox="0 0 120 16" role="img" aria-label="interval of the difference">'
+        '<line class="zero" x1="60" x2="60" y1="0" y2="16"/>'
+        '<g style="stroke: var({c}); fill: var({c})"><line x1="{low:.1f}" x2="{high:.1f}" y1="8" y2="8"/>'
+        '<circle cx="{mid:.1f}" cy="8" r="3.2"/></g></svg>'
+    ).format(c=color(results, row["optimizer"]), low=low, mid=mid, high=high)
+
+
+def _outcome(label: str, baseline: str, comparison: Comparison | None) -> str:
+    if label == baseline:
+        return DASH
+    if comparison is None:
+        return "no shared seed"
+    if not comparison.shown:
+        return "tie"
+    return "better" if comparison.difference > 0 else "worse"
+
+
+def _factor_cell(row: Row, label: str, labels: Sequence[str]) -> str:
+    _, show, best = FACTOR_ROWS.get(row["column"], ("", number, 0))
+    text = show(row[label])
+    best_of_all = _is_best(row[label], [row[other] for other in labels], best)
+    return Markup("<b>{}</b>").format(text) if best_of_all else text
+
+
+def _cost_row(cost: Cost | None) -> dict[str, float | None]:
+    names = ("gradient_evaluations", "seconds", "gradient_ratio", "seconds_ratio")
+    return {name: getattr(cost, name) if cost else None for name in names}
+
+
+def _is_best(value: float | None, among: Sequence[float | None], direction: int) -> bool:
+    """Whether ``value`` is the best of at least two different finite ones; more is better where direction is 1."""
+    known = [direction * other for other in among if _finite(other)]
+    return direction != 0 and _finite(value) and direction * value == max(known) > min(known)
+
+
+def _finite(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,164 @@
+"""The sentences of the report: the verdict, what was held equal, what is missing, and what the numbers cannot say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steppe.report.results import Results
+from steppe.report.tables import number, score_name
+from steppe.study.statistics import verdict
+
+__all__ = ["Verdict", "held_equal", "judge", "limits", "missing"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in words.
+
+    Attributes:
+        headline: one sentence.
+        details: what stands behind it and what it costs.
+        comparisons: one sentence per optimizer, best first.
+    """
+
+    headline: str
+    details: Sequence[str]
+    comparisons: Sequence[str]
+
+
+def judge(results: Results) -> Verdict:
+    """Which optimizer generalised best on the final score's test RankIC, and whether that can be told from chance."""
+    base, final = results.baseline, results.final
+    if not results.tested:
+        return Verdict("There is no verdict yet: no optimizer has a test result.", [], [])
+    if base not in results.tested:
+        return Verdict(f"There is no verdict yet: the baseline {base} has no test result.", [], [])
+    scores = {label: e.mean for label in results.tested if (e := results.estimate(label, final))}
+    ranked = sorted(scores, key=lambda label: -scores[label])
+    comparisons = results.comparisons(final)
+    if not comparisons:
+        return Verdict(
+            f"There is nothing to compare yet: only the baseline {base} has a test result.", [], []
+        )
+    shown = [label for label in ranked if label in comparisons and comparisons[label].shown]
+    better = [label for label in shown if comparisons[label].difference > 0]
+    worse = [label for label in shown if comparisons[label].difference < 0]
+    best = ranked[0]
+
+    details = []
+    if best in better:
+        headline = (
+            f"{best} generalised best: test RankIC {number(scores[best], 4)} against {number(scores[base], 4)} "
+            f"of {base}, more than chance explains."
+        )
+    elif better:
+        headline = f"{_list(better)} beat{'s' * (len(better) == 1)} {base} by more than chance explains."
+        details.append(
+            f"The highest test RankIC is that of {best} ({number(scores[best], 4)}), but it varies too much to be "
+            f"told from {base}."
+        )
+    elif best == base or worse:
+        headline = f"No optimizer beats the baseline {base} on these data."
+    else:
+        headline = f"No optimizer can be told from {base} on these data: the differences are within chance."
+    if not better:
+        details.append(
+            f"The highest test RankIC is that of {best}, {number(scores[best], 4)}"
+            + (f", against {number(scores[base], 4)} of {base}." if best != base else ".")
+        )
+    if worse:
+        details.append(f"{_list(worse)} trail{'s' * (len(worse) == 1)} {base} by more than chance explains.")
+    named = best if best != base else next((label for label in ranked if label != base), base)
+    cost = results.costs.get(named)
+    if cost is not None and cost.gradient_ratio == cost.gradient_ratio:
+        details.append(
+            f"Training {named} until early stopping took {number(cost.gradient_ratio, 2)} times the gradient "
+            f"evaluations and {number(cost.seconds_ratio, 2)} times the seconds of {base}."
+        )
+    details.append(
+        f"Judged on the {score_name(final)} over the test block, each optimizer against {base}; the order among the "
+        "others is not tested."
+    )
+    sentences = [verdict(comparisons[label], "RankIC") for label in ranked if label in comparisons]
+    return Verdict(headline, details, sentences)
+
+
+def held_equal(results: Results) -> str:
+    """What the trials share."""
+    spec = results.spec
+    seeds, epochs, patience = spec["seeds"], spec.get("epochs"), spec.get("patience")
+    text = (
+        f"Same data, initial weights, batch order and budget for every optimizer, seed by seed "
+        f"({_count(len(seeds), 'seed')}: {', '.join(map(str, seeds))})"
+    )
+    if epochs is None:
+        return text + "."
+    stop = (
+        f"; training stops after {_count(patience, 'epoch')} without a better validation score"
+        if patience
+        else ""
+    )
+    return f"{text}; at most {_count(epochs, 'epoch')}{stop}, and the best epoch's weights are kept."
+
+
+def missing(results: Results) -> list[str]:
+    """What a reader would look for and not find, trial by trial and table by table."""
+    states = Counter(trial.state for trial in results.trials)
+    sentences = []
+    if len(results.trials) != states["done"]:
+        counts = ", ".join(f"{states[s]} {s}" for s in ("done", "running", "pending", "failed") if states[s])
+        sentences.append(f"This study is not complete: of {_count(len(results.trials), 'trial')} {counts}.")
+    if not results.trials:
+        sentences.append("No trial has been entered yet.")
+    absent = [label for label in results.optimizers if label not in results.tested]
+    if absent and results.tested:
+        sentences.append(f"Without test results so far: {', '.join(absent)}.")
+    if not results.tested:
+        sentences.append("The factor test has not run yet: it follows when the trials are done.")
+    return sentences
+
+
+def limits(results: Results) -> list[str]:
+    """What the numbers on this page cannot say."""
+    spec, sentences = results.spec, []
+    if results.simulated:
+        sentences.append(
+            "The panel is simulated. These numbers say how the optimizers behave on made-up prices; they say nothing "
+            "about any market."
+        )
+    if len(spec["seeds"]) == 1:
+        sentences.append(
+            "One seed: intervals cover the choice of dates only. Another initialisation could reorder the optimizers."
+        )
+    elif len(spec["seeds"]) < 5:
+        sentences.append(
+            f"{len(spec['seeds'])} seeds: intervals hold for seeds and dates together and are wide, because few seeds "
+            "say little about how much seeds matter."
+        )
+    if results.dates:
+        sentences.append(
+            f"One test block of {len(results.dates)} dates, {results.dates[0]} to {results.dates[-1]}: another period "
+            "may tell another story."
+        )
+    if not results.layers.is_empty():
+        sentences.append(
+            "Layer returns carry no trading costs, and leave out stocks that could not be bought on the next session: "
+            "not known on the date itself. They rank scores; they are not what a portfolio would have earned."
+        )
+    sentences.append(
+        "Hyper-parameters are those listed under Settings. None was tuned here, for the baseline or for the others."
+    )
+    sentences.append(
+        "Seconds are wall time on one machine and depend on what else ran there; gradient evaluations do not."
+    )
+    return sentences + [str(note) for note in results.panel.get("notes", [])]
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"

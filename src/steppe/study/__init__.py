@@ -1,0 +1,1 @@
+"""Studies: what is compared, the training loop, trials, executors, their folder and the statistics."""

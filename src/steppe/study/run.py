@@ -1,0 +1,129 @@
+"""A study from its spec to its result tables. Running it again resumes, and skips what is done."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from steppe.study.executors import run_here, run_processes
+from steppe.study.spec import StudySpec, TrialSpec, plan
+from steppe.study.store import Store, TrialRow
+from steppe.study.trial import Task, load_outputs, make_problem
+
+__all__ = ["Progress", "run_study"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        trials: all trials of the plan, in order.
+        work, total: epochs weighted with the optimizer's gradient evaluations per step, done and at most to do.
+        eta: seconds to go at the pace of this run if no trial stops early; None while unknown.
+    """
+
+    trials: tuple[TrialRow, ...]
+    work: float
+    total: float
+    eta: float | None
+
+
+def run_study(
+    spec: StudySpec, folder: str | Path, on_progress: Callable[[Progress], None] = lambda p: None
+) -> Store:
+    """Run every trial of ``spec`` that ``folder`` does not hold yet, then the analysis; returns the store.
+
+    Args:
+        spec: what to run.
+        folder: the study's folder; made if need be. A killed run resumes here to the same bits.
+        on_progress: called about once a second while trials run.
+
+    Raises:
+        SteppeError: the spec or its data cannot be used. A trial that fails does not raise: it is in the ledger.
+    """
+    problem = make_problem(spec.problem)
+    store = Store.create(folder, spec.resolved())
+    with store.lock():
+        trials = plan(spec, problem)
+        for trial in trials:
+            store.add_trial(
+                trial.id, part=trial.part, optimizer=trial.label, seed=trial.seed, spec=asdict(trial)
+            )
+        store.set_plan([trial.id for trial in trials])
+        store.write_json("panel_info", dict(problem.describe()))
+        store.write_json("environment", _environment())
+
+        done = {row.id for row in store.trials() if row.state == "done"}
+        # longest first, so that the workers finish together
+        todo = sorted((t for t in trials if t.id not in done), key=lambda t: -t.passes)
+        tasks = [Task(store.folder, spec.problem, trial) for trial in todo]
+        tick = _ticker(store, trials, on_progress)
+        if spec.workers and len(tasks) > 1:
+            run_processes(tasks, spec.workers, tick)
+        else:
+            run_here(tasks, tick)
+
+        outputs: dict[tuple[str, int], dict[str, dict[str, Tensor]]] = defaultdict(dict)
+        for row in store.trials():
+            if row.state == "done":
+                outputs[row.optimizer, row.seed][row.part] = load_outputs(store, row.id)
+        whole = {key: parts for key, parts in outputs.items() if len(parts) == len(problem.parts)}
+        for name, table in problem.analyse(whole).items():
+            store.write_table(name, table)
+    return store
+
+
+def _ticker(
+    store: Store, trials: list[TrialSpec], on_progress: Callable[[Progress], None]
+) -> Callable[[], None]:
+    weight = {trial.id: trial.passes for trial in trials}
+    most = {trial.id: trial.passes * trial.epochs for trial in trials}
+    total = sum(most.values())
+    started, before = time.monotonic(), -1.0
+
+    def tick() -> None:
+        nonlocal before
+        rows = store.trials()
+        epochs = dict(store.history().group_by("trial").len().iter_rows())
+        work = sum(
+            most[row.id] if row.state in ("done", "failed") else weight[row.id] * epochs.get(row.id, 0)
+            for row in rows
+        )
+        if before < 0:
+            before = work
+        gained = work - before
+        eta = (total - work) * (time.monotonic() - started) / gained if gained > 0 else None
+        on_progress(Progress(tuple(rows), work, total, eta))
+
+    tick()
+    return tick
+
+
+def _environment() -> dict[str, str | int]:
+    packages = ("steppe", "torch", "numpy", "polars", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count() or 0,
+        "torch threads per trial": 1,
+        "deterministic algorithms": str(torch.are_deterministic_algorithms_enabled()),
+    } | {name: importlib.metadata.version(name) for name in packages}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,187 @@
+"""The spec of a study: a strict TOML file, resolved into the trials it asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from steppe.core.errors import SpecError, explain_validation
+from steppe.optim.registry import OPTIMIZERS
+from steppe.problems.problem import StudyProblem
+from steppe.problems.registry import PROBLEMS
+
+__all__ = ["StudySpec", "TrialSpec", "plan", "read_spec"]
+
+IDENTITY = 1
+"""Raised when the meaning of a trial changes, so that no stale result is taken for a new one."""
+
+
+class StudySpec(BaseModel):
+    """What a study compares. Everything but the optimizer is held equal.
+
+    Attributes:
+        name: short name; the study's folder is called after it.
+        title: the report's headline.
+        problem: ``kind`` (a registry key) and the problem's own settings.
+        base: ``kind`` and hyper-parameters of the base optimizer that every sharpness-aware optimizer wraps.
+        optimizers: label -> settings; ``kind`` defaults to the label. An optimizer of the base's own kind takes the
+            base's hyper-parameters; a setting given here wins.
+        baseline: the label all others are compared with.
+        seeds: initial weights and batch orders; comparisons are paired by seed.
+        epochs: the budget, in passes over the training dates by the training loop.
+        patience: epochs without a better validation metric before a trial stops.
+        workers: local processes, one torch thread each; 0 runs in this process.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    title: str = ""
+    problem: dict[str, Any]
+    base: dict[str, Any] = Field(default_factory=dict)
+    optimizers: dict[str, dict[str, Any]] = Field(min_length=1)
+    baseline: str
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    epochs: int = Field(default=20, ge=1)
+    patience: int = Field(default=5, ge=1)
+    workers: int = Field(default=2, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudySpec:
+        if self.baseline not in self.optimizers:
+            raise ValueError(
+                f"baseline {self.baseline!r} is not among the optimizers: {', '.join(self.optimizers)}"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} repeat themselves")
+        if "kind" not in self.problem:
+            raise ValueError(f"[problem] needs a kind: one of {', '.join(PROBLEMS)}")
+        return self
+
+    def optimizer(self, label: str) -> dict[str, Any]:
+        """The resolved settings of an optimizer: ``kind``, ``base`` (or None) and ``hyper``."""
+        given = dict(self.optimizers[label])
+        kind = given.pop("kind", label)
+        base = dict(self.base)
+        base_kind = base.pop("kind", None)
+        if kind in OPTIMIZERS and OPTIMIZERS[kind].family == "sharpness-aware":
+            if base_kind is None:
+                raise SpecError(
+                    f"optimizer {label!r} is sharpness-aware and needs a [base] table with a kind."
+                )
+            return {"kind": kind, "base": base_kind, "hyper": base | given}
+        if kind not in OPTIMIZERS and ":" not in kind:
+            OPTIMIZERS[kind]  # raises with a did-you-mean
+        return {"kind": kind, "base": None, "hyper": (base if kind == base_kind else {}) | given}
+
+    def resolved(self) -> dict[str, Any]:
+        """The spec with every default written out, as stored in the study's folder."""
+        optimizers = {label: self.optimizer(label) for label in self.optimizers}
+        flat = {
+            label: {"kind": o["kind"], **({"base": o["base"]} if o["base"] else {}), **o["hyper"]}
+            for label, o in optimizers.items()
+        }
+        dump: dict[str, Any] = self.model_dump(mode="json", exclude={"base", "optimizers"})
+        return dump | {"optimizers": flat}
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One part of the problem under one optimizer from one seed."""
+
+    id: str
+    part: str
+    label: str
+    optimizer: Mapping[str, Any]
+    seed: int
+    epochs: int
+    patience: int
+
+    @property
+    def passes(self) -> float:
+        """Gradient evaluations per step, as declared: used to order the queue, never as a measured cost."""
+        kind = self.optimizer["kind"]
+        return OPTIMIZERS[kind].evals if kind in OPTIMIZERS else 1.0
+
+
+def plan(spec: StudySpec, problem: StudyProblem) -> list[TrialSpec]:
+    """All trials of a study. A trial's id ends in the hash of everything its result depends on."""
+
+    def trials() -> Iterator[TrialSpec]:
+        for seed in spec.seeds:
+            for part in problem.parts:
+                for label in spec.optimizers:
+                    optimizer = spec.optimizer(label)
+                    content = {
+                        "identity": IDENTITY,
+                        "problem": dict(problem.identity),
+                        "part": part,
+                        "optimizer": optimizer,
+                        "seed": seed,
+                        "epochs": spec.epochs,
+                        "patience": spec.patience,
+                    }
+                    text = json.dumps(content, sort_keys=True, default=str)
+                    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+                    yield TrialSpec(
+                        f"{part}-{label}-s{seed}-{digest}",
+                        part,
+                        label,
+                        optimizer,
+                        seed,
+                        spec.epochs,
+                        spec.patience,
+                    )
+
+    return list(trials())
+
+
+def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> StudySpec:
+    """Read a study file and apply ``key.sub=value`` overrides (values in TOML syntax, else taken as strings).
+
+    Relative paths in ``problem.panel`` and ``problem.schema`` are taken from the study file's folder.
+
+    Raises:
+        SpecError: unreadable file, unknown key (with a did-you-mean), bad value; the message names the place.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SpecError(f"cannot read the study file {path}: {error.strerror}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path} is not valid TOML: {error}.") from error
+    for key in ("panel", "schema"):
+        value = raw.get("problem", {}).get(key)
+        if isinstance(value, str) and value != "simulated":
+            raw["problem"][key] = str((path.parent / value).resolve())
+    for override in overrides:
+        _override(raw, override)
+    try:
+        return StudySpec.model_validate(raw)
+    except ValidationError as error:
+        raise SpecError(explain_validation(error, StudySpec, str(path))) from error
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SpecError(f"override {override!r} should read key.sub=value.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.split(".")
+    table = raw
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise SpecError(f"override {override!r}: {parent!r} is not a table.")
+    table[last] = value

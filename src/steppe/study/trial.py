@@ -1,0 +1,115 @@
+"""One trial, run where it is told to: in this process or in a worker."""
+
+from __future__ import annotations
+
+import functools
+import json
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steppe.core.checkpoint import load_tree, save_tree
+from steppe.core.errors import SpecError, SteppeError
+from steppe.optim.registry import create
+from steppe.problems.problem import StudyProblem
+from steppe.problems.registry import PROBLEMS
+from steppe.study.spec import TrialSpec
+from steppe.study.store import Store
+from steppe.study.train import Epoch, train
+
+__all__ = ["Task", "load_outputs", "make_problem", "run_trial"]
+
+_OUTPUTS = "outputs.safetensors"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial and where it belongs; all a worker needs to know."""
+
+    folder: Path
+    problem: Mapping[str, Any]
+    trial: TrialSpec
+
+
+def make_problem(settings: Mapping[str, Any]) -> StudyProblem:
+    """The problem of a study from its table: ``kind`` and the problem's own settings."""
+    # once per process: workers run many trials of one problem, whose data takes seconds to prepare
+    return _problem(json.dumps(settings, sort_keys=True, default=str))
+
+
+@functools.lru_cache(maxsize=1)
+def _problem(text: str) -> StudyProblem:
+    settings = json.loads(text)
+    problem: StudyProblem = PROBLEMS[settings.pop("kind")].load()(**settings)
+    return problem
+
+
+def run_trial(task: Task) -> None:
+    """Train, keep the outputs, and say so in the ledger. An error is recorded there; the study goes on."""
+    trial, store = task.trial, Store.open(task.folder)
+    torch.set_num_threads(1)
+    store.set_state(trial.id, "running")
+    try:
+        _run(task, store)
+    except SteppeError as error:
+        store.set_state(trial.id, "failed", error=str(error))
+    except Exception:
+        store.set_state(trial.id, "failed", error=traceback.format_exc())
+
+
+def _run(task: Task, store: Store) -> None:
+    trial = task.trial
+    problem = make_problem(task.problem).parts[trial.part]
+    folder = store.trial_folder(trial.id)
+
+    def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+        settings = trial.optimizer
+        try:
+            return create(
+                settings["kind"], model.named_parameters(), base=settings["base"], **settings["hyper"]
+            )
+        except TypeError as error:
+            raise SpecError(f"optimizer {trial.label!r}: {error}.") from error
+
+    def on_epoch(epoch: Epoch) -> None:
+        store.record_epoch(
+            trial.id,
+            epoch.number,
+            epoch.metrics,
+            gradient_evaluations=epoch.cost.gradient,
+            forward_evaluations=epoch.cost.forward,
+            seconds=epoch.seconds,
+        )
+
+    trained = train(
+        problem,
+        optimizer_of,
+        trial.seed,
+        epochs=trial.epochs,
+        patience=trial.patience,
+        folder=folder,
+        on_epoch=on_epoch,
+    )
+    save_tree(folder / "weights.safetensors", trained.model.state_dict())
+    save_tree(folder / _OUTPUTS, problem.outputs(trained.model))
+    store.set_state(
+        trial.id,
+        "done",
+        best_epoch=trained.best_epoch,
+        epochs=trained.epochs,
+        gradient_evaluations=trained.cost.gradient,
+        forward_evaluations=trained.cost.forward,
+        seconds=trained.seconds,
+        samples=trained.epochs * problem.samples,
+    )
+
+
+def load_outputs(store: Store, trial: str) -> dict[str, torch.Tensor]:
+    """What `Problem.outputs` of a finished trial was."""
+    outputs: dict[str, torch.Tensor] = load_tree(store.trial_folder(trial) / _OUTPUTS)
+    return outputs
