@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from steppe.core.checkpoint import load_tree, save_tree
 from steppe.core.errors import DataError
 
-leaves = st.none() | st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | st.text(max_size=5)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**62), 2**62)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
+)
 trees = st.recursive(
     leaves,
     lambda node: (
@@ -44,7 +50,9 @@ def test_an_optimizer_state_comes_back_to_the_bit(tmp_path):
 
 def test_shared_storage_nan_and_infinity_survive(tmp_path):
     x = torch.randn(4)
-    save_tree(tmp_path / "a", {"x": x, "view": x[1:], "nan": math.nan, "inf": -math.inf, "empty": torch.empty(0)})
+    save_tree(
+        tmp_path / "a", {"x": x, "view": x[1:], "nan": math.nan, "inf": -math.inf, "empty": torch.empty(0)}
+    )
     loaded = load_tree(tmp_path / "a")
     assert torch.equal(loaded["view"], x[1:])
     assert math.isnan(loaded["nan"])

@@ -5,7 +5,9 @@ from steppe.core.seeding import derive, generator
 
 def test_streams_are_functions_of_seed_and_name():
     assert torch.equal(torch.rand(3, generator=generator(1, "a")), torch.rand(3, generator=generator(1, "a")))
-    seen = {derive(seed, *names) for seed in range(3) for names in (("a",), ("b",), ("a", 1), ("a", 2), ("a1",))}
+    seen = {
+        derive(seed, *names) for seed in range(3) for names in (("a",), ("b",), ("a", 1), ("a", 2), ("a1",))
+    }
     assert len(seen) == 15
 
 

@@ -39,7 +39,9 @@ def test_rolling_bars_equal_a_slow_reference(sessions, seed):
     for t in range(sessions - 1, 20):
         part = bars[t - sessions + 1 : t + 1].astype(np.float64)
         volume = part[:, :, 5].sum(0)
-        vwap = np.where(volume > 0, (part[:, :, 4] * part[:, :, 5]).sum(0) / np.maximum(volume, 1e-30), part[-1, :, 3])
+        vwap = np.where(
+            volume > 0, (part[:, :, 4] * part[:, :, 5]).sum(0) / np.maximum(volume, 1e-30), part[-1, :, 3]
+        )
         expected = [part[0, :, 0], part[:, :, 1].max(0), part[:, :, 2].min(0), part[-1, :, 3], vwap, volume]
         np.testing.assert_allclose(rolled[t], np.stack(expected, -1), rtol=1e-6)
 

@@ -14,7 +14,9 @@ from steppe.quant.labels import forward_returns
 from steppe.quant.stock_factor import WEEK, StockFactorSpec, make_split, universe_mask
 
 BLOCKS = StockFactorSpec(
-    train=("2015-07-01", "2016-06-30"), validation=("2016-07-01", "2016-12-30"), test=("2017-01-02", "2017-06-30")
+    train=("2015-07-01", "2016-06-30"),
+    validation=("2016-07-01", "2016-12-30"),
+    test=("2017-01-02", "2017-06-30"),
 )
 
 
@@ -47,7 +49,9 @@ def problems(panel):
     bars, labels, split = daily_bars(panel), forward_returns(panel, 10), make_split(panel, BLOCKS)
     universe = universe_mask(panel, tuple(panel.members))
     yield Unchecked(bars, labels, universe, split, window=30, hidden=4, layers=1)
-    yield Unchecked(rolling_bars(bars, WEEK), labels, universe, split, window=10, stride=WEEK, hidden=4, layers=1)
+    yield Unchecked(
+        rolling_bars(bars, WEEK), labels, universe, split, window=10, stride=WEEK, hidden=4, layers=1
+    )
 
 
 @settings(deadline=None, max_examples=8)

@@ -26,7 +26,9 @@ def test_a_changed_optimizer_changes_only_its_own_trials(tiny):
     }
 
 
-@pytest.mark.parametrize("override", ["epochs=4", "problem.hidden=5", "base.lr=0.01", "problem.simulated.seed=4"])
+@pytest.mark.parametrize(
+    "override", ["epochs=4", "problem.hidden=5", "base.lr=0.01", "problem.simulated.seed=4"]
+)
 def test_what_a_result_depends_on_is_in_every_id(tiny, override):
     before, after = ids(tiny), ids(tiny, override)
     assert not set(before.values()) & set(after.values())

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from steppe.core.errors import SpecError, unknown
-from steppe.core.spec import Registry, Spec, load
+from steppe.core.spec import Registry, Spec
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -91,11 +91,11 @@ OPTIMIZERS = Registry(
 )
 
 
-def create(key: str, params: Any, base: Any = None, **hyper: Any) -> Optimizer:
+def create(key: str | Spec, params: Any, base: Any = None, **hyper: Any) -> Optimizer:
     """Build the optimizer `key` over `params`.
 
     Args:
-        key: a key of `OPTIMIZERS`, or ``"package.module:Class"`` for one of your own.
+        key: a key of `OPTIMIZERS`; for one of your own ``"package.module:Class"`` or its `Spec`.
         params: whatever torch optimizers accept: tensors, ``model.named_parameters()``, groups.
         base: for a sharpness-aware optimizer, its base: a key or import path, an optimizer class, or a ready
             optimizer. None takes the class's own default, ``torch.optim.SGD`` for all of steppe's.
@@ -109,13 +109,15 @@ def create(key: str, params: Any, base: Any = None, **hyper: Any) -> Optimizer:
         reject_unknown(cls.__name__, hyper, [cls])
         return cls(params, **hyper)
     if "base" not in inspect.signature(cls).parameters:
-        raise SpecError(f"{key!r} has no base optimizer, but base={base!r} was given: leave it out.")
+        raise SpecError(f"{cls.__name__} has no base optimizer, but base={base!r} was given: leave it out.")
     return cls(params, base=base, **hyper)  # type: ignore[call-arg]
 
 
-def optimizer_class(key: str) -> type[Optimizer]:
-    """The class behind a registry key or an import path ``"package.module:Class"``."""
-    cls: type[Optimizer] = load(key) if ":" in key else OPTIMIZERS[key].load()
+def optimizer_class(key: str | Spec) -> type[Optimizer]:
+    """The class behind a registry key, an import path ``"package.module:Class"`` or a `Spec`."""
+    if isinstance(key, str):
+        key = Spec(key, "", "") if ":" in key else OPTIMIZERS[key]
+    cls: type[Optimizer] = key.load()
     return cls
 
 

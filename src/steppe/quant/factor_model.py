@@ -47,7 +47,13 @@ def ic_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class CrossSection(NamedTuple):
-    """One date's batch. ``windows``: [window, stocks, fields]; ``labelled``: positions with a label; ``labels``: theirs."""
+    """One date's batch.
+
+    Attributes:
+        windows: ``[window, stocks, fields]`` standardised features of the date's universe.
+        labelled: positions of the stocks that have a label.
+        labels: their standardised labels.
+    """
 
     windows: Tensor
     labelled: Tensor

@@ -139,8 +139,6 @@ class Panel:
         arrays |= {"dates": self.dates.astype("datetime64[D]").astype(np.int64), "symbols": self.symbols}
         arrays |= {f"members.{i}": plane for i, plane in enumerate(self.members.values())}
         arrays |= {f"weights.{i}": plane for i, plane in enumerate(self.weights.values())}
-        for key, array in arrays.items():
-            np.save(partial / f"{key}.npy", array, allow_pickle=False)
         manifest = {
             "format": FORMAT,
             "name": self.name,
@@ -152,14 +150,20 @@ class Panel:
             "repairs": [vars(repair) for repair in self.repairs],
             "notes": self.notes,
         }
-        (partial / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1), "utf-8")
         try:
+            for key, array in arrays.items():
+                np.save(partial / f"{key}.npy", array, allow_pickle=False)
+            (partial / "manifest.json").write_text(
+                json.dumps(manifest, ensure_ascii=False, indent=1), "utf-8"
+            )
             shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-        except OSError:  # another process has put the folder there in between
+            try:
+                partial.rename(folder)
+            except OSError:  # another process has put the folder there in between
+                if not (folder / "manifest.json").is_file():
+                    raise
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
-            if not (folder / "manifest.json").is_file():
-                raise
 
     @classmethod
     def open(cls, folder: str | Path) -> Panel:

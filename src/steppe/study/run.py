@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from steppe.study.executors import run_here, run_processes
@@ -111,14 +110,14 @@ def _ticker(
 
 def _environment() -> dict[str, str | int]:
     packages = ("steppe", "torch", "numpy", "polars", "safetensors")
-    return {
+    versions: dict[str, str | int] = {name: importlib.metadata.version(name) for name in packages}
+    return versions | {
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": _cpu(),
         "cores": os.cpu_count() or 0,
         "torch threads per trial": 1,
-        "deterministic algorithms": str(torch.are_deterministic_algorithms_enabled()),
-    } | {name: importlib.metadata.version(name) for name in packages}
+    }
 
 
 def _cpu() -> str:

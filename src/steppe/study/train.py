@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -81,7 +81,8 @@ def train(
         started = time.perf_counter()
         total, batches = torch.zeros(()), 0
         for batch in problem.batches(generator(seed, "batches", number)):
-            loss: Any = optimizer.step(Objective(model, problem.loss, batch, cost))
+            # torch annotates the closure's loss as a float; it passes tensors through
+            loss: Any = optimizer.step(cast(Any, Objective(model, problem.loss, batch, cost)))
             total, batches = total + loss, batches + 1
         seconds += time.perf_counter() - started
         validation = problem.metrics(model, "validation")

@@ -44,9 +44,8 @@ REAL_EFFECTS: Final = dict(zip(SIGNALS, (0.056, 0.045, 0.027, 0.020, 0.008), str
 # Daily return per unit of a signal's score (uniform, standard deviation 1): mean, and standard deviation over days.
 PREMIUM: Final = np.array([4.2e-4, 4.4e-4, 1.1e-4, -4.8e-4, 0.1e-4])
 PREMIUM_NOISE: Final = np.array([3.4e-3, 3.7e-3, 3.0e-3, 3.5e-3, 2.9e-3])
-INTERACTION: Final = (
-    2.0e-4  # reversal is stronger after volume has expanded: what only a non-linear model finds
-)
+# Reversal is stronger in volatile stocks: what only a non-linear model finds.
+INTERACTION: Final = 5.0e-4
 
 HISTORY: Final = 253  # sessions the longest signal reads
 BURN_IN: Final = 300
@@ -133,7 +132,7 @@ def simulated_market(
             f"Simulated from seed {seed}: no number here says anything about a real market.",
             "Planted: "
             + ", ".join(f"{name} (RankIC about {ic})" for name, ic in REAL_EFFECTS.items())
-            + ", and reversal that is stronger after volume has expanded.",
+            + ", and reversal that is stronger in volatile stocks.",
             "No special treatment; a 10 % price limit for all; sessions are Mondays to Fridays without holidays.",
         ),
         **planes,
@@ -264,7 +263,7 @@ class _Market:
         # the planted part, from what was known the evening before
         score = _scores(signals(self.log_close[t - HISTORY : t], self.volume[t - 60 : t]), listed)
         planted = (PREMIUM + PREMIUM_NOISE * common[-len(SIGNALS) :]) @ score
-        planted -= INTERACTION * score[3] * score[2]
+        planted -= INTERACTION * score[0] * score[1]
         sigma = self.base_sigma * np.exp(self.slow_sigma + self.fast_sigma + 0.3 * self.market_sigma)
         drawn = systematic + planted + sigma * shock - 0.5 * sigma**2
         size = np.abs(shock) - 0.71

@@ -1,0 +1,205 @@
+"""A synthetic study: what a run would leave, without running anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from steppe.study.store import Store
+
+# label -> (settings, gradient evaluations per step, RankIC above the baseline)
+OPTIMIZERS: dict[str, tuple[dict[str, Any], int, float]] = {
+    "adamw": ({"kind": "adamw", "lr": 1e-3, "weight_decay": 0.01}, 1, 0.0),
+    "sam": ({"kind": "sam", "base": "adamw", "rho": 0.05, "lr": 1e-3}, 2, 0.001),
+    "asam": ({"kind": "asam", "base": "adamw", "rho": 0.5, "lr": 1e-3}, 2, 0.003),
+    "gsam": ({"kind": "gsam", "base": "adamw", "rho": 0.05, "alpha": 0.4, "lr": 1e-3}, 2, 0.012),
+    "gam": ({"kind": "gam", "base": "adamw", "rho": 0.02, "lr": 1e-3}, 4, -0.011),
+    "friendly_sam": (
+        {"kind": "friendly_sam", "base": "adamw", "rho": 0.1, "sigma": 1.0, "lr": 1e-3},
+        2,
+        0.002,
+    ),
+}
+STEPS, EPOCHS = 290, 14
+
+Maker = Callable[..., Store]
+
+
+def trial_id(part: str, label: str, seed: int) -> str:
+    return f"{part}-{''.join(c if c.isalnum() else '_' for c in label)}-s{seed}"
+
+
+def make_study(
+    folder: Path,
+    *,
+    seeds: Sequence[int] = (0, 1),
+    optimizers: Mapping[str, tuple[dict[str, Any], int, float]] = OPTIMIZERS,
+    parts: Sequence[str] = ("daily", "weekly"),
+    simulated: bool = True,
+    dates: int = 48,
+    failed: Mapping[str, str] | None = None,
+    running: Sequence[str] = (),
+    tested: bool = True,
+    **spec: Any,
+) -> Store:
+    """A study folder; trials of ``failed`` (by optimizer) carry its error, those of ``running`` stopped half-way."""
+    rng = np.random.default_rng(0)
+    problem = {
+        "kind": "stock_factor",
+        "panel": "simulated",
+        "train": [date(2016, 1, 4), date(2020, 12, 31)],
+        "validation": [date(2021, 1, 4), date(2021, 12, 31)],
+        "test": [date(2022, 1, 4), date(2022, 12, 30)],
+        "universe": ["csi300", "csi500"],
+    }
+    store = Store.create(
+        folder,
+        {
+            "name": "sam-on-stocks",
+            "title": "Sharpness-aware optimizers on stock selection",
+            "problem": problem,
+            "optimizers": {label: settings for label, (settings, _, _) in optimizers.items()},
+            "baseline": next(iter(optimizers)),
+            "seeds": list(seeds),
+            "epochs": 20,
+            "patience": 5,
+        }
+        | spec,
+    )
+    store.write_json(
+        "panel_info",
+        {
+            "name": "simulated market" if simulated else "our vendor's A shares",
+            "simulated": simulated,
+            "dates": ["2015-06-01", "2022-12-30"],
+            "sessions": 1845,
+            "stocks": 800,
+            "fingerprint": "3f1c9a7b20d4",
+            "notes": ["Prices are adjusted for dividends."],
+            "blocks": {"test": {"first": "2022-01-04", "last": "2022-12-27", "dates": dates}},
+        },
+    )
+    store.write_json("environment", {"python": "3.11.7", "cpu": "a processor", "cores": 2, "torch": "2.13.0"})
+    failed = failed or {}
+    plan = []
+    for seed in seeds:
+        for part in parts:
+            for label, (settings, passes, lift) in optimizers.items():
+                plan.append(trial := trial_id(part, label, seed))
+                store.add_trial(trial, part=part, optimizer=label, seed=seed, spec=settings)
+                store.set_state(trial, "running")
+                stop = 5 if label in running or label in failed else EPOCHS - rng.integers(0, 4)
+                seconds = passes * rng.uniform(3.8, 4.4)
+                for epoch in range(1, int(stop) + 1):
+                    ic = (
+                        (0.075 + lift) * (1 - math.exp(-epoch / 2.5)) - 0.0006 * epoch + rng.normal(0, 0.0015)
+                    )
+                    store.record_epoch(
+                        trial,
+                        epoch,
+                        {
+                            "train_loss": -0.03 - 0.12 * (1 - math.exp(-epoch / 4)),
+                            "validation_ic": ic,
+                            "validation_ir": 11 * ic + rng.normal(0, 0.02),
+                            "validation_rank_ic": 1.1 * ic,
+                        },
+                        gradient_evaluations=STEPS * passes * epoch,
+                        forward_evaluations=STEPS * passes * epoch,
+                        seconds=seconds * epoch,
+                    )
+                if label in failed:
+                    store.set_state(trial, "failed", error=failed[label])
+                elif label not in running:
+                    cost = STEPS * passes * int(stop)
+                    store.set_state(
+                        trial,
+                        "done",
+                        best_epoch=int(stop) - 5,
+                        epochs=int(stop),
+                        gradient_evaluations=cost,
+                        forward_evaluations=cost,
+                        seconds=seconds * stop,
+                        samples=int(stop) * STEPS * 800,
+                    )
+    store.set_plan(plan)
+    done = [label for label in optimizers if label not in failed and label not in running]
+    if tested and done:
+        _write_tables(store, rng, {label: optimizers[label][2] for label in done}, seeds, parts, dates)
+    return store
+
+
+def _write_tables(
+    store: Store,
+    rng: np.random.Generator,
+    lifts: Mapping[str, float],
+    seeds: Sequence[int],
+    parts: Sequence[str],
+    n: int,
+) -> None:
+    days = [date(2022, 1, 4) + timedelta(days=7 * week) for week in range(n)]
+    market, universe = rng.normal(0.085, 0.09, n), rng.normal(0.001, 0.025, n)
+    scores = [*parts, "blend"] if len(parts) > 1 else list(parts)
+    ic, layers, factor = [], [], []
+    for label, lift in lifts.items():
+        for seed in seeds:
+            for part in scores:
+                key = {"optimizer": label, "seed": seed, "part": part}
+                mean = lift + (0.01 if part == "blend" else 0.0)
+                rank = market + mean + rng.normal(0, 0.012, n) + rng.normal(0, 0.0006)
+                ic.append(
+                    pl.DataFrame(
+                        {
+                            "date": days,
+                            "ic": rank * 0.9,
+                            "rank_ic": rank,
+                            "rank_ic_5": rank * 0.8,
+                            "rank_ic_neutral": rank * 0.7,
+                        }
+                    ).select(*(pl.lit(v).alias(k) for k, v in key.items()), pl.all())
+                )
+                top = np.zeros(n)
+                for layer in range(11):
+                    tilt = 0 if layer == 0 else (layer - 5.5) * (0.0009 + 0.02 * mean)
+                    top = universe + tilt + (rng.normal(0, 0.004, n) if layer else 0)
+                    layers.append(
+                        pl.DataFrame(
+                            [
+                                {**key, "date": d, "layer": layer, "ret": r}
+                                for d, r in zip(days, top, strict=True)
+                            ]
+                        )
+                    )
+                factor.append(
+                    {
+                        **key,
+                        "rank_ic": rank.mean(),
+                        "rank_ic_std": rank.std(ddof=1),
+                        "rank_ic_ir": rank.mean() / rank.std(ddof=1),
+                        "rank_ic_positive": (rank > 0).mean(),
+                        "rank_ic_5": 0.8 * rank.mean(),
+                        "rank_ic_neutral": 0.7 * rank.mean(),
+                        "top_annual_return": float(np.prod(1 + top) ** (50.4 / n) - 1),
+                        "top_annual_excess": float(np.prod(1 + top - universe) ** (50.4 / n) - 1),
+                        "top_tracking_error": float((top - universe).std(ddof=1) * 50.4**0.5),
+                        "top_information_ratio": 4.2 + 20 * lift,
+                        "top_max_drawdown": 0.021,
+                        "top_turnover": 0.95,
+                        "something_new": 1.25,
+                    }
+                )
+    store.write_table("ic", pl.concat(ic))
+    store.write_table("layers", pl.concat(layers))
+    store.write_table("factor", pl.DataFrame(factor))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Maker:
+    """``study(**changes) -> Store`` in a fresh folder."""
+    return lambda **changes: make_study(tmp_path / "study", **changes)
