@@ -42,7 +42,8 @@ def test_layer_imports_only_what_it_may(layer):
 
 
 def test_no_pickle_anywhere():
-    for path in SOURCE.rglob("*.py"):
+    # the conformance suite alone pickles, in memory, to see that optimizers can be
+    for path in set(SOURCE.rglob("*.py")) - set((SOURCE / "testing").rglob("*.py")):
         assert not {"pickle", "cloudpickle", "joblib", "shelve"} & set(imports(path)), path
         assert "torch.load(" not in path.read_text("utf-8"), path
 

@@ -9,7 +9,7 @@ import pytest
 
 from steppe.core.spec import Spec
 from steppe.optim.registry import OPTIMIZERS
-from steppe.testing import ConformanceError, check_optimizer, checks_for
+from steppe.testing import checks_for
 
 CASES = [
     pytest.param(

@@ -140,13 +140,13 @@ def limits(closes: list[float], opens: list[float], factors: list[float] | None 
         {
             "date": days,
             "symbol": rule.pop("symbol", "SH600000"),
-            "open": opens,
+            "open": np.array(opens, float),
             "high": 100.0,
             "low": 1.0,
-            "close": closes,
+            "close": np.array(closes, float),
             "volume": 100.0,
-            "vwap": closes,
-            "factor": factors or [1.0] * len(closes),
+            "vwap": np.array(closes, float),
+            "factor": np.array(factors or [1] * len(closes), float),
         }
     )
     if special is not None:
@@ -259,7 +259,7 @@ REPAIRED: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
     "volume": lambda f: edit(f, "volume", 7, -5.0),
     "vwap_missing": lambda f: edit(f, "vwap", 7, None),
     "vwap_range": lambda f: edit(f, "vwap", 7, 0.001),
-    "unsorted": lambda f: pl.concat([f.slice(STOCKS), f.head(1)]),
+    "unsorted": lambda f: pl.concat([f.slice(1), f.head(1)]),
     "duplicate": lambda f: pl.concat([f, f.tail(1)]),
     "thin_session": lambda f: f.filter((pl.col("date") != f["date"][200]) | (pl.col("symbol") == "000000")),
     "session_gap": lambda f: f.filter(~pl.col("date").is_between(dt.date(2015, 2, 1), dt.date(2015, 2, 20))),
@@ -310,7 +310,7 @@ BROKEN: dict[str, tuple[Callable[[pl.DataFrame], pl.DataFrame], str]] = {
     "volume": (lambda f: f.with_columns(volume=pl.lit(None, pl.Float64)), "volume missing"),
     "factor": (
         lambda f: edit(f, "factor", 3, 0.0),
-        "1 factor missing, infinite or <= 0, such as: 000003 2015",
+        r"1 factor missing, infinite or <= 0, such as: \d+ 2015-01-05 factor 0,",
     ),
     "vwap in other units": (lambda f: f.with_columns(vwap=pl.col("vwap") * 100), r"more than 1% of \d+ rows"),
     "conflict": (lambda f: pl.concat([f, edit(f.tail(1), "close", 0, f["low"][-1])]), "share stock and date"),
@@ -412,6 +412,8 @@ def test_integers_with_scales_and_other_names(tmp_path: Path) -> None:
         scale=Scale(open=0.01, high=0.01, low=0.01, close=0.01, vwap=0.001, volume=100),
     )
     assert_same(without_provenance(read_panel(BARS)), without_provenance(read_panel(integers, schema)))
+    unscaled = read_panel(integers.drop("vwap"), schema.model_copy(update={"scale": Scale()}))
+    assert unscaled.notes[0].startswith("open, high, low, last: integers without a [scale]")
 
 
 @pytest.mark.parametrize("form", ["%Y-%m-%d", "%Y%m%d", "%Y/%m/%d", "%Y-%m-%d 15:00:00", "number"])
@@ -476,7 +478,7 @@ def test_the_future_changes_nothing_before_it(tmp_path: Path, t: int, seed: int,
         {
             "index": "I",
             "symbol": rng.choice(rich["symbol"].unique().sort(), 30),
-            "start": [days[i] for i in rng.integers(0, SESSIONS - 5, 30)],
+            "start": [days[int(i)] for i in rng.integers(0, SESSIONS - 5, 30)],
         }
     ).with_columns(end=pl.col("start") + pl.duration(days=pl.Series(rng.integers(0, 20, 30))))
     shares = pl.DataFrame(
@@ -642,18 +644,18 @@ def real(name: str, bars: str, cache: Path) -> tuple[Path, Panel]:
 
 
 def test_cn_ashare_daily(tmp_path: Path) -> None:
-    folder, panel = real("cn-ashare-daily", "daily_201[0-9].parquet", tmp_path)
-    rows = pl.scan_parquet(folder / "daily_201[0-9].parquet").select(pl.len()).collect().item()
+    folder, panel = real("cn-ashare-daily", "daily_201[4-7].parquet", tmp_path)
+    rows = pl.scan_parquet(folder / "daily_201[4-7].parquet").select(pl.len()).collect().item()
     assert panel.traded.sum() == rows
     counts = found(panel)
     assert not {"range", "price", "volume", "suspended", "unsorted", "duplicate", "thin_session"} & set(
         counts
     )
-    assert counts["vwap_missing"] / rows == pytest.approx(0.001, abs=5e-4)
+    assert 0 < counts["vwap_missing"] / rows < 0.0015  # 0.1 % in 2010-2018
     assert counts["vwap_range"] / rows < 1e-5
     assert (
         describe(panel).years[0].bars
-        == pl.scan_parquet(folder / "daily_2010.parquet").select(pl.len()).collect().item()
+        == pl.scan_parquet(folder / "daily_2014.parquet").select(pl.len()).collect().item()
     )
 
     spells = pl.read_parquet(folder / "index_members.parquet")

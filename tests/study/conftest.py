@@ -35,9 +35,9 @@ weight_decay = 1e-2
 """
 
 
-@pytest.fixture
-def tiny(tmp_path):
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
     """A study file that runs in a few seconds."""
-    path = tmp_path / "tiny.toml"
+    path = tmp_path_factory.mktemp("study") / "tiny.toml"
     path.write_text(TINY)
     return path

@@ -30,9 +30,9 @@ def same(one, other):
     )
 
 
-@pytest.fixture
-def whole(tiny, tmp_path):
-    return run_study(read_spec(tiny), tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    return run_study(read_spec(tiny), tmp_path_factory.mktemp("run") / "whole")
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(tiny, tmp_path, whole):
@@ -50,18 +50,13 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(tiny, tmp_path, who
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    store = _locked_until_workers_are_gone(read_spec(tiny), folder)
+    time.sleep(2)  # orphaned workers end by themselves within moments of their parent
+    store = run_study(read_spec(tiny), folder)
     assert same(outputs(store), outputs(whole))
     metrics = pl.exclude("seconds")
     assert store.history().select(metrics).equals(whole.history().select(metrics))
     for name in ("ic", "layers", "factor"):
         assert store.table(name).equals(whole.table(name), null_equal=True)
-
-
-def _locked_until_workers_are_gone(spec, folder):
-    # orphaned workers end by themselves within moments of their parent's death
-    time.sleep(2)
-    return run_study(spec, folder)
 
 
 def test_a_second_run_does_nothing_again(tiny, whole):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 __all__ = ["DataError", "SpecError", "SteppeError", "explain_validation", "unknown"]
 
@@ -51,6 +51,11 @@ def explain_validation(error: Any, model: Any, where: str) -> str:
 
 def _keys_at(model: Any, place: list[str]) -> list[str]:
     for part in place:
+        if part.isdigit():  # the number of an item, not a key
+            continue
         field = getattr(model, "model_fields", {}).get(part)
-        model = getattr(field, "annotation", None)
+        kinds = [getattr(field, "annotation", None)]
+        for kind in kinds:  # the model may stand inside X | None or tuple[X, ...]
+            kinds.extend(get_args(kind))
+        model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
     return list(getattr(model, "model_fields", {}))

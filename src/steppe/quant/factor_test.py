@@ -1,10 +1,10 @@
 """The single-factor test: does a score order next week's returns?
 
 RankIC and IC per date, ten layers held for a week, and the same after industry and size are taken out. The
-conventions are those of the published test the factor comes from: weekly dates, a 10-session label next to a 5-session
-holding period, both entered at the vwap of t + 1, equal weights, NO costs. One of them looks ahead: stocks that cannot
-be bought at t + 1 (no trade, or an open at the upper limit) are dropped before ranking, which is not known at t. Judge
-an investable result by a backtest, not by this test.
+conventions are those of the published test the factor comes from: weekly dates, a 10-session label next to a
+5-session holding period, both entered at the vwap of t + 1, equal weights, NO costs. One of them looks ahead:
+stocks that cannot be bought at t + 1 (no trade, or an open at the upper limit) are dropped before ranking,
+which is not known at t. Judge an investable result by a backtest, not by this test.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class FactorTest:
     """What `factor_test` found.
 
     Attributes:
-        ic: one row per evaluation date: date, stocks (scored, buyable, with a label), ic, rank_ic (label horizon),
-            rank_ic_5 (holding period; named after it), rank_ic_neutral. Null where skipped.
-        layers: date, layer, ret: return over the holding period after the date; layer 1 has the lowest scores, the
-            last layer the highest, layer 0 is the equal-weight universe.
+        ic: one row per evaluation date: date, stocks (scored, buyable, with a label), ic, rank_ic (label
+            horizon), rank_ic_5 (holding period; named after it), rank_ic_neutral. Null where skipped.
+        layers: date, layer, ret: return over the holding period after the date; layer 1 has the lowest
+            scores, the last layer the highest, layer 0 is the equal-weight universe.
         skipped: date, measure, reason: every date a measure could not be taken on.
         summary: see `factor_test`.
     """
@@ -111,8 +111,8 @@ def neutralised(
     """Scores without what industry and log float cap explain, per date.
 
     Scores are pulled in to the median +- 5 median absolute deviations, then the residual of the least-squares
-    regression on industry dummies and log float cap is taken (solved exactly by demeaning within industries first).
-    Unknown industry (-1) is a group of its own.
+    regression on industry dummies and log float cap is taken (solved exactly by demeaning within industries
+    first). Unknown industry (-1) is a group of its own.
 
     Args:
         scores: ``[D, N]``, NaN outside the universe.
@@ -150,8 +150,8 @@ def neutralised(
 def layer_of(scores: ArrayLike, layers: int) -> NDArray[np.int64]:
     """The layer 1..layers of each finite score of ``[D, N]`` by rank, 0 where NaN.
 
-    Rank r of n goes to layer ``floor((r - 1/2) / n * layers) + 1``; tied scores share their average rank and so
-    their layer: the result depends on neither the order of the stocks nor the scale of the scores.
+    Rank r of n goes to layer ``floor((r - 1/2) / n * layers) + 1``; tied scores share their average rank and
+    so their layer: the result depends on neither the order of the stocks nor the scale of the scores.
     """
     rank = ranks(scores)
     count = np.maximum(np.isfinite(rank).sum(axis=1, keepdims=True), 1)
@@ -162,7 +162,8 @@ def layer_of(scores: ArrayLike, layers: int) -> NDArray[np.int64]:
 def stderr(series: ArrayLike, lags: int = 0) -> float:
     """Standard error of the mean of a series that is correlated up to `lags` (Newey and West 1987, eq. 5).
 
-    ``sqrt((g_0 + 2 sum_l (1 - l / (lags + 1)) g_l) / n)`` with the autocovariances g; lags 0 is std / sqrt(n) (ddof 1).
+    ``sqrt((g_0 + 2 sum_l (1 - l / (lags + 1)) g_l) / n)`` with the autocovariances g; lags 0 is std / sqrt(n)
+    (ddof 1).
     """
     x = np.asarray(series, dtype=np.float64)
     n = len(x)
@@ -187,17 +188,18 @@ def factor_test(
 ) -> FactorTest:
     """Test one factor. No costs; stocks not buyable at t + 1 are left out (see the module: this looks ahead).
 
-    ICs are taken on every date. Layers are formed on the dates that lie at least `holding` sessions apart, counted
-    from the first, so that holding periods never overlap: all of them, when dates are weekly.
+    ICs are taken on every date. Layers are formed on the dates that lie at least `holding` sessions apart,
+    counted from the first, so that holding periods never overlap: all of them, when dates are weekly.
 
-    The summary holds, for rank_ic, rank_ic_5 and rank_ic_neutral each: the mean; ``_std`` over dates (ddof 1);
-    ``_ir``, mean / std, the ICIR, not annualised; ``_positive``, share of dates above 0; ``_stderr`` of the mean,
-    corrected for labels that overlap (`stderr`). For IC the mean ``ic``. For the top layer, annualised with 252
-    sessions: ``top_annual_return``, ``top_annual_excess`` over the equal-weight universe (period differences
-    compounded), ``top_tracking_error``, ``top_information_ratio`` = annual excess / tracking error,
-    ``top_max_drawdown`` of the excess, ``top_monthly_win_rate`` (share of calendar months with positive excess),
-    ``top_turnover``, the mean of sum_i abs(w_i - w_i drifted) per rebalance (two-sided: 2 is a full exchange);
-    further ``universe_annual_return``, and the counts ``dates``, ``layer_dates`` and ``stocks`` (mean per date).
+    The summary holds, for rank_ic, rank_ic_5 and rank_ic_neutral each: the mean; ``_std`` over dates (ddof
+    1); ``_ir``, mean / std, the ICIR, not annualised; ``_positive``, share of dates above 0; ``_stderr`` of
+    the mean, corrected for labels that overlap (`stderr`). For IC the mean ``ic``. For the top layer,
+    annualised with 252 sessions: ``top_annual_return``, ``top_annual_excess`` over the equal-weight universe
+    (period differences compounded), ``top_tracking_error``, ``top_information_ratio`` = annual excess /
+    tracking error, ``top_max_drawdown`` of the excess, ``top_monthly_win_rate`` (share of calendar months
+    with positive excess), ``top_turnover``, the mean of sum_i abs(w_i - w_i drifted) per rebalance
+    (two-sided: 2 is a full exchange); further ``universe_annual_return``, and the counts ``dates``,
+    ``layer_dates`` and ``stocks`` (mean per date).
 
     Args:
         scores: ``[D, N]``, higher is better; NaN outside the universe of the date.
@@ -206,13 +208,14 @@ def factor_test(
         layers: layers by score; published 10.
         horizon: sessions of the label of ic, rank_ic and rank_ic_neutral; published 10.
         holding: sessions a layer is held, and the return of ``rank_ic_5``; published 5.
-        neutralise: form layers from scores neutralised to industry and size, as the published test does. Off by
-            default (ours): a layer then is what the score itself would buy.
+        neutralise: form layers from scores neutralised to industry and size, as the published test does. Off
+            by default (ours): a layer then is what the score itself would buy.
 
     Raises:
-        DataError: shapes that do not fit, infinite scores, or a measure that cannot be taken on any date. A measure
-            that cannot be taken on some dates (fewer than 2 x layers stocks, constant scores, a layer left empty by
-            ties, a return beyond the panel's end) is skipped there and listed in `FactorTest.skipped`.
+        DataError: shapes that do not fit, infinite scores, or a measure that cannot be taken on any date. On
+            single dates a measure that cannot be taken (fewer than 2 x layers stocks, constant scores, a layer
+            left empty by ties, a return beyond the panel's end) is skipped and listed in `FactorTest.skipped`;
+            so is rank_ic_neutral throughout (NaN in the summary) for a panel without float caps.
         SpecError: fewer than two layers.
     """
     x, at = _checked(scores, panel, rows, layers)
@@ -236,7 +239,7 @@ def factor_test(
         skipped += [
             (dates[d], key, _reason(bool(known[d]), int(count[d]), 2 * layers)) for d in np.flatnonzero(bad)
         ]
-        if bad.all():
+        if bad.all() and key != "rank_ic_neutral":  # a panel may have no float cap
             raise DataError(f"{key} cannot be taken on any of {len(at)} dates: {skipped[-1][2]}.")
     ic = pl.DataFrame(
         {"date": dates, "stocks": _count(x, label)}
@@ -254,16 +257,9 @@ def factor_test(
         summary |= _summary(key, series[key], lags=-(-sessions // spacing) - 1)
 
     apart = _apart(at, holding)
-    frame, top = _layer_test(
-        (neutral if neutralise else x)[apart],
-        held[apart],
-        dates[apart],
-        at[apart],
-        panel,
-        layers,
-        holding,
-        skipped,
-    )
+    known = at[apart] + 1 + holding < len(panel.dates)
+    chosen = (neutral if neutralise else x)[apart]
+    frame, top = _layer_test(chosen, held[apart], dates[apart], known, layers, holding, skipped)
     return FactorTest(
         ic=ic,
         layers=frame,
@@ -283,8 +279,7 @@ def _layer_test(
     scores: NDArray[np.float64],
     held: NDArray[np.float32],
     dates: NDArray[np.datetime64],
-    rows: NDArray[np.int64],
-    panel: Panel,
+    known: NDArray[np.bool_],
     layers: int,
     holding: int,
     skipped: list[tuple[np.datetime64, str, str]],
@@ -299,7 +294,6 @@ def _layer_test(
     with np.errstate(invalid="ignore", divide="ignore"):
         returns = total / size
         returns[:, 0] = total.sum(axis=1) / count  # cell 0 held the stocks outside the universe
-    known = rows + 1 + holding < len(panel.dates)
     good = known & (count >= 2 * layers) & (size[:, 1:] > 0).all(axis=1)
     for d in np.flatnonzero(~good):
         skipped.append((dates[d], "layers", _reason(bool(known[d]), int(count[d]), 2 * layers)))
@@ -370,6 +364,10 @@ def _apart(rows: NDArray[np.int64], sessions: int) -> NDArray[np.int64]:
 
 def _summary(key: str, series: NDArray[np.float64], lags: int) -> dict[str, float]:
     x = series[np.isfinite(series)]
+    if not len(x):
+        return dict.fromkeys(
+            (key, *(f"{key}_{part}" for part in ("std", "ir", "positive", "stderr"))), float("nan")
+        )
     std = float(x.std(ddof=1)) if len(x) > 1 else float("nan")
     return {
         key: float(x.mean()),
@@ -388,7 +386,7 @@ def _reason(known: bool, stocks: int, needed: int) -> str:
     return "scores (or returns) are constant or tied so that a layer is empty"
 
 
-def _count(x: NDArray, y: NDArray) -> NDArray[np.int64]:
+def _count(x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.int64]:
     return np.asarray((np.isfinite(x) & np.isfinite(y)).sum(axis=1))
 
 

@@ -16,10 +16,11 @@ def forward_returns(
 ) -> NDArray[np.float32]:
     """``price(t + 1 + horizon) / price(t + 1) - 1`` in adjusted prices: bought the session after t, held `horizon`.
 
-    A score of t is formed after its close, so t + 1 is the first session it can trade on. A stock that does not
-    trade at t + 1 cannot be bought: NaN. One that does not trade at t + 1 + horizon (suspended or delisted in
-    between) is valued at its last known price in the window. NaN too where t + 1 + horizon lies beyond the panel,
-    so the last ``horizon + 1`` rows are NaN. An entry depends on no date after t + 1 + horizon.
+    A score of t is formed after its close, so t + 1 is the first session it can trade on. A stock that does
+    not trade at t + 1 cannot be bought: NaN. One that does not trade at t + 1 + horizon (suspended or
+    delisted in between) is valued at its last known price in the window. NaN too where t + 1 + horizon lies
+    beyond the panel, so the last ``horizon + 1`` rows are NaN. An entry depends on no date after t + 1 +
+    horizon.
 
     Args:
         panel: the market, T dates and N stocks.

@@ -41,7 +41,7 @@ _ARRAYS = (
 
 @dataclass(frozen=True)
 class Repair:
-    """One rule that changed or dropped input rows: how often, and the first places."""
+    """One rule that changed, dropped or only listed something of the input: how often, and the first places."""
 
     rule: str
     count: int

@@ -1,9 +1,9 @@
 """Performance of a return series. Every function takes simple returns per period, ``[periods]``.
 
-Returns compound: V_k = prod_{j <= k} (1 + r_j). A year has 252 sessions, so `per_year` is 252 for daily returns and
-252 / 5 for five-session ones. The excess over a benchmark is the per-period difference d_k = r_k - b_k, and an excess
-net value compounds those differences: of the possible definitions the one that the published index-enhancement
-tables fit.
+Returns compound: V_k = prod_{j <= k} (1 + r_j). A year has 252 sessions, so `per_year` is 252 for daily
+returns and 252 / 5 for five-session ones. The excess over a benchmark is the per-period difference d_k = r_k
+- b_k, and an excess net value compounds those differences: of the possible definitions the one that the
+published index-enhancement tables fit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def net_value(returns: ArrayLike) -> NDArray[np.float64]:
         raise DataError(
             f"returns must be a non-empty series of finite numbers, not an array of {series.shape}."
         )
-    return np.cumprod(1 + series)
+    return np.asarray(np.cumprod(1 + series))
 
 
 def annual_return(returns: ArrayLike, per_year: float = SESSIONS_PER_YEAR) -> float:
@@ -92,7 +92,7 @@ def monthly_returns(returns: ArrayLike, dates: NDArray[np.datetime64]) -> NDArra
     if series.shape != months.shape or not len(series):
         raise DataError(f"{len(series)} returns for {len(months)} dates.")
     starts = np.flatnonzero(np.r_[True, months[1:] != months[:-1]])
-    return np.multiply.reduceat(1 + series, starts) - 1
+    return np.asarray(np.multiply.reduceat(1 + series, starts) - 1)
 
 
 def monthly_win_rate(returns: ArrayLike, benchmark: ArrayLike, dates: NDArray[np.datetime64]) -> float:

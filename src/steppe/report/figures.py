@@ -69,7 +69,7 @@ def cumulative_rank_ic(results: Results) -> Figure:
     for label in results.tested:
         daily = _mean_over_seeds(results.series(label, results.final))
         traces.append(_line(results, label, results.dates, np.cumsum(np.nan_to_num(daily)).tolist()))
-    return Figure("Cumulative RankIC", {"data": traces, "layout": _layout("cumulative RankIC", x="date")})
+    return Figure("Cumulative RankIC", {"data": traces, "layout": _layout(x="date")})
 
 
 def layer_bars(results: Results) -> list[Figure]:
@@ -90,7 +90,7 @@ def layer_bars(results: Results) -> list[Figure]:
                         "hovertemplate": "layer %{x}: %{y:.1f} % p.a.<extra></extra>",
                     }
                 ],
-                "layout": _layout("% p.a.", height=190, y_range=extent) | {"bargap": 0.25},
+                "layout": _layout(height=190, y_range=extent) | {"bargap": 0.25},
             },
             optimizer=label,
         )
@@ -125,7 +125,7 @@ def layer_values(results: Results) -> list[Figure]:
             }
             for layer, curve in layers.items()
         ]
-        layout = _layout("net value", x="date", height=230, y_range=extent)
+        layout = _layout(x="date", height=210, y_range=extent)
         figures.append(Figure(label, {"data": traces, "layout": layout}, optimizer=label))
     return figures
 
@@ -141,12 +141,13 @@ def relative_value(results: Results) -> Figure:
             traces.append(_line(results, label, dates, _net_value(excess)))
     return Figure(
         "Top layer against the equal-weight universe",
-        {"data": traces, "layout": _layout("relative net value", x="date")},
+        {"data": traces, "layout": _layout(x="date")},
     )
 
 
 def _curve(results: Results, part: str, metric: str) -> Figure:
     traces: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
     best = {trial.id: trial.best_epoch for trial in results.trials}
     rows = results.history.filter(pl.col("part") == part)
     for label in results.optimizers:
@@ -159,19 +160,13 @@ def _curve(results: Results, part: str, metric: str) -> Figure:
         several = len(seeds) > 1
         for group in seeds:
             trace = _line(results, label, group["epoch"].to_list(), group[metric].to_list())
-            marked = [epoch == best[group["trial"][0]] for epoch in group["epoch"]]
-            trace["mode"] = "lines+markers"
-            trace["marker"] = {
-                "color": _color(results, label),
-                "size": [(7 if several else 9) * int(mark) for mark in marked],
-                "line": {"width": 1.5, "color": "var(--paper)"},
-            }
             if several:
-                trace["opacity"] = 0.4
-                trace["line"] = trace["line"] | {"width": 1}
-                trace["hoverinfo"] = "skip"
+                trace |= {"opacity": 0.45, "line": trace["line"] | {"width": 1}, "hoverinfo": "skip"}
                 del trace["hovertemplate"]
             traces.append(trace | {"meta": _axes(group)})
+            kept.append(
+                _kept(results, label, group.filter(pl.col("epoch") == (best[group["trial"][0]] or 0)), metric)
+            )
         if several:
             # a mean over fewer seeds than before would jump where one stops
             shared = min(group.height for group in seeds)
@@ -180,7 +175,26 @@ def _curve(results: Results, part: str, metric: str) -> Figure:
             trace = _line(results, label, averaged["epoch"].to_list(), averaged[metric].to_list())
             traces.append(trace | {"meta": _axes(averaged)})
     title = METRICS.get(metric, metric.replace("_", " "))
-    return Figure(title, {"data": traces, "layout": _layout("", x="epoch")}, curves=True)
+    # dots last, so that no line runs over them
+    return Figure(title, {"data": traces + kept, "layout": _layout(x="epoch")}, curves=True)
+
+
+def _kept(results: Results, label: str, group: pl.DataFrame, metric: str) -> dict[str, Any]:
+    """A dot at the epoch whose weights a trial keeps; ``group`` is that epoch's row, or empty."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": group["epoch"].to_list(),
+        "y": group[metric].to_list(),
+        "name": escape(label),
+        "marker": {
+            "color": _color(results, label),
+            "size": 8,
+            "line": {"width": 1.5, "color": "var(--paper)"},
+        },
+        "hoverinfo": "skip",
+        "meta": _axes(group),
+    }
 
 
 def _axes(group: pl.DataFrame) -> dict[str, list[float]]:
@@ -205,7 +219,7 @@ def _line(results: Results, label: str, x: Sequence[Any], y: Sequence[float | No
     }
 
 
-def _layout(y: str, x: str = "", height: int = 300, y_range: Sequence[float] | None = None) -> dict[str, Any]:
+def _layout(x: str = "", height: int = 300, y_range: Sequence[float] | None = None) -> dict[str, Any]:
     axis = {
         "gridcolor": "var(--grid)",
         "linecolor": "var(--grid)",
@@ -230,8 +244,14 @@ def _layout(y: str, x: str = "", height: int = 300, y_range: Sequence[float] | N
         },
         "xaxis": axis
         | {"showgrid": False}
-        | ({"type": "date"} if x == "date" else {"title": {"text": x}} if x else {"dtick": 1}),
-        "yaxis": axis | {"title": {"text": y, "standoff": 6}} | ({"range": list(y_range)} if y_range else {}),
+        | (
+            {"type": "date", "nticks": 6, "tickangle": 0, "tickformat": "%b\n%Y"}
+            if x == "date"
+            else {"title": {"text": x}}
+            if x
+            else {"dtick": 1}
+        ),
+        "yaxis": axis | ({"range": list(y_range)} if y_range else {}),
     }
 
 

@@ -140,20 +140,24 @@ class Results:
         """Evaluation dates of the test block."""
         return sorted(self.ic["date"].unique()) if "date" in self.ic.columns else []
 
-    def estimate(self, optimizer: str, part: str) -> Estimate | None:
-        """RankIC of one optimizer with its interval, over the seeds it has."""
-        values = self.series(optimizer, part)
-        values = values[np.isfinite(values).any(axis=1)]
-        if not np.isfinite(values).all(axis=0).any():
-            return None
-        return estimate(values, block=self.block)
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """RankIC of the final score with its interval, over the seeds an optimizer has."""
+        found = {}
+        for label in self.tested:
+            values = self.series(label, self.final)
+            values = values[np.isfinite(values).any(axis=1)]
+            if np.isfinite(values).all(axis=0).any():
+                found[label] = estimate(values, block=self.block)
+        return found
 
-    def comparisons(self, part: str) -> dict[str, Comparison]:
-        """Every other optimizer against the baseline on RankIC, where they share a seed and a date."""
-        base = self.series(self.baseline, part)
+    @cached_property
+    def comparisons(self) -> dict[str, Comparison]:
+        """Every other optimizer against the baseline on RankIC of the final score, on shared seeds and dates."""
+        base = self.series(self.baseline, self.final)
         pairs = {}
         for label in self.tested:
-            other = self.series(label, part)
+            other = self.series(label, self.final)
             both = np.isfinite(base).any(axis=1) & np.isfinite(other).any(axis=1)
             if label != self.baseline and np.isfinite(base[both] + other[both]).all(axis=0).any():
                 pairs[label] = (base[both], other[both])

@@ -106,12 +106,11 @@ def interval(low: float | None, high: float | None, digits: int = 4, *, sign: bo
 
 def leaderboard(results: Results) -> Table:
     """Optimizers by test RankIC of the final score: quality, cost, and the difference to the baseline."""
-    comparisons = results.comparisons(results.final)
     rows: list[dict[str, Any]] = []
     for label in results.tested:
-        score = results.estimate(label, results.final)
+        score = results.estimates.get(label)
         cost = results.costs.get(label)
-        c = comparisons.get(label)
+        c = results.comparisons.get(label)
         rows.append(
             {
                 "optimizer": label,
@@ -148,8 +147,8 @@ def leaderboard(results: Results) -> Table:
             key="rank_ic",
         ),
         Column("ICIR", lambda r: number(r["icir"], 2), best=1, key="icir"),
-        Column("Top layer p.a.", lambda r: percent(r["top_annual_return"]), best=1, key="top_annual_return"),
-        Column("Excess p.a.", lambda r: percent(r["top_annual_excess"]), best=1, key="top_annual_excess"),
+        Column("Top layer", lambda r: percent(r["top_annual_return"]), best=1, key="top_annual_return"),
+        Column("Excess", lambda r: percent(r["top_annual_excess"]), best=1, key="top_annual_excess"),
         Column("IR", lambda r: number(r["top_information_ratio"], 2), best=1, key="top_information_ratio"),
         Column("Gradients", lambda r: times(r["gradient_ratio"])),
         Column("Seconds", lambda r: times(r["seconds_ratio"])),
@@ -162,13 +161,14 @@ def leaderboard(results: Results) -> Table:
         ),
         Column("", lambda r: whisker(results, r, scale), numeric=False),
         Column(
-            "p (Holm)", lambda r: p_text(r["p_holm"])[2:].removeprefix("= ") if _finite(r["p_holm"]) else DASH
+            "Told from chance?",
+            lambda r: two_lines(outcome(r["outcome"]), p_text(r["p_holm"]) if _finite(r["p_holm"]) else ""),
+            numeric=False,
         ),
-        Column("Chance?", lambda r: outcome(r["outcome"]), numeric=False),
     ]
     caption = (
         f"Test block, {score_name(results.final)}. Intervals are 95 %. Cost is the whole training up to early "
-        "stopping, relative to the baseline."
+        "stopping, relative to the baseline. Top layer and its excess over equal weight are per year."
     )
     return Table("leaderboard", caption, columns, rows)
 
@@ -215,7 +215,10 @@ def factor_tests(results: Results) -> list[Table]:
             if any(map(_finite, values.values())):
                 rows.append({"measure": title, "column": column, **values})
         columns = [Column("", lambda r: r["measure"], numeric=False)]
-        columns += [Column(label, partial(_factor_cell, label=label, labels=labels)) for label in labels]
+        columns += [
+            Column(chip(results, label), partial(_factor_cell, label=label, labels=labels))
+            for label in labels
+        ]
         tables.append(Table(f"factor-{part}", f"Factor test of the {score_name(part)}.", columns, rows))
     return tables
 

@@ -35,9 +35,9 @@ def judge(results: Results) -> Verdict:
         return Verdict("There is no verdict yet: no optimizer has a test result.", [], [])
     if base not in results.tested:
         return Verdict(f"There is no verdict yet: the baseline {base} has no test result.", [], [])
-    scores = {label: e.mean for label in results.tested if (e := results.estimate(label, final))}
+    scores = {label: estimate.mean for label, estimate in results.estimates.items()}
     ranked = sorted(scores, key=lambda label: -scores[label])
-    comparisons = results.comparisons(final)
+    comparisons = results.comparisons
     if not comparisons:
         return Verdict(
             f"There is nothing to compare yet: only the baseline {base} has a test result.", [], []
@@ -46,15 +46,17 @@ def judge(results: Results) -> Verdict:
     better = [label for label in shown if comparisons[label].difference > 0]
     worse = [label for label in shown if comparisons[label].difference < 0]
     best = ranked[0]
+    one_seed = all(c.n_seeds == 1 for c in comparisons.values())
+    chance = "the chance of dates" if one_seed else "chance"
 
     details = []
     if best in better:
         headline = (
             f"{best} generalised best: test RankIC {number(scores[best], 4)} against {number(scores[base], 4)} "
-            f"of {base}, more than chance explains."
+            f"of {base}, more than {chance} explains."
         )
     elif better:
-        headline = f"{_list(better)} beat{'s' * (len(better) == 1)} {base} by more than chance explains."
+        headline = f"{_list(better)} beat{'s' * (len(better) == 1)} {base} by more than {chance} explains."
         details.append(
             f"The highest test RankIC is that of {best} ({number(scores[best], 4)}), but it varies too much to be "
             f"told from {base}."
@@ -69,7 +71,9 @@ def judge(results: Results) -> Verdict:
             + (f", against {number(scores[base], 4)} of {base}." if best != base else ".")
         )
     if worse:
-        details.append(f"{_list(worse)} trail{'s' * (len(worse) == 1)} {base} by more than chance explains.")
+        details.append(
+            f"{_list(worse)} trail{'s' * (len(worse) == 1)} {base} by more than {chance} explains."
+        )
     named = best if best != base else next((label for label in ranked if label != base), base)
     cost = results.costs.get(named)
     if cost is not None and cost.gradient_ratio == cost.gradient_ratio:
@@ -81,6 +85,8 @@ def judge(results: Results) -> Verdict:
         f"Judged on the {score_name(final)} over the test block, each optimizer against {base}; the order among the "
         "others is not tested."
     )
+    if one_seed:
+        headline = f"{headline.removesuffix('.')}; only one seed was run."
     sentences = [verdict(comparisons[label], "RankIC") for label in ranked if label in comparisons]
     return Verdict(headline, details, sentences)
 
@@ -131,6 +137,11 @@ def limits(results: Results) -> list[str]:
     if len(spec["seeds"]) == 1:
         sentences.append(
             "One seed: intervals cover the choice of dates only. Another initialisation could reorder the optimizers."
+        )
+    elif len(spec["seeds"]) == 2:
+        sentences.append(
+            "Two seeds say almost nothing about how much seeds matter, so hardly any difference can be shown: "
+            "run three or more."
         )
     elif len(spec["seeds"]) < 5:
         sentences.append(

@@ -207,7 +207,7 @@ def verdict(comparison: Comparison, metric: str, digits: int = 4) -> str:
     basis = f"{seeds} and {c.n_dates} dates" if c.n_dates > 1 else seeds
     if math.isnan(c.p):
         return (
-            f"{c.candidate} and {c.baseline} differ by {c.difference:+.{digits}f} in {metric}; "
+            f"{c.candidate} and {c.baseline} differ by {_signed(c.difference, digits)} in {metric}; "
             "one number each says nothing about chance. Run more seeds."
         )
     if c.difference == c.low == c.high == 0:
@@ -216,7 +216,7 @@ def verdict(comparison: Comparison, metric: str, digits: int = 4) -> str:
     if not c.shown:
         text = (
             f"No difference in {metric} between {c.candidate} and {c.baseline} can be shown with {basis}: "
-            f"{c.difference:+.{digits}f} [{c.low:+.{digits}f}, {c.high:+.{digits}f}] ({p})."
+            f"{_signed(c.difference, digits)} [{_signed(c.low, digits)}, {_signed(c.high, digits)}] ({p})."
         )
     else:
         verb, sign = ("beats", 1) if c.difference > 0 else ("trails", -1)
@@ -233,6 +233,10 @@ def p_text(p: float) -> str:
     if p < 0.001:
         return "p < 0.001"
     return f"p = {p:.2g}" if p < 0.995 else "p = 1"
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _date_errors(series: Floats, block: float, draws: int, rng: np.random.Generator) -> Floats:

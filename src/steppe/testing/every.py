@@ -63,7 +63,7 @@ def obeys_schedulers(spec: Spec, demo: Mapping[str, Any]) -> None:
     for _ in range(2):
         rig.train(1)
         scheduler.step()
-        require(same(before, rig.weights()) or scheduler.last_epoch > 2, "lr = 0 changed the weights")
+        require(same(before, rig.weights()), "lr = 0 changed the weights")
     rig.train(1)
     require(not same(before, rig.weights()), "the scheduler's learning rate is not used")
     cycle = torch.optim.lr_scheduler.OneCycleLR(rig.optimizer, max_lr=0.05, total_steps=4)

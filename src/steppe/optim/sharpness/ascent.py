@@ -39,18 +39,13 @@ def elementwise(
         scales: T per bucket, non-negative and shaped like g; None for T = 1.
         eps: added to ‖Tg‖.
     """
-    scaled = Vector(
-        [
-            gs if ts is None else list(torch._foreach_mul(gs, ts))
-            for gs, ts in zip(g.tensors, scales, strict=True)
-        ]
-    )
+    pairs = list(zip(g.tensors, scales, strict=True))
+    scaled = Vector([gs if ts is None else list(torch._foreach_mul(gs, ts)) for gs, ts in pairs])
     lengths = [r / (scaled.norm + eps) for r in rho]
-    twice = [
-        ss if ts is None else list(torch._foreach_mul(ss, ts))
-        for ss, ts in zip(scaled.tensors, scales, strict=True)
-    ]
-    return Perturbation(Vector(twice), lengths)
+    for ss, ts in zip(scaled.tensors, scales, strict=True):
+        if ts is not None:
+            torch._foreach_mul_(ss, ts)
+    return Perturbation(Vector(scaled.tensors), lengths)
 
 
 def magnitudes(bucket: Bucket, offset: float = 0.0) -> list[Tensor]:

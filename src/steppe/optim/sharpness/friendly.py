@@ -95,7 +95,6 @@ class FriendlySAM(SharpnessAware):
         for bucket, gs in zip(self.buckets, g.tensors, strict=True):
             if bucket.trait:
                 averages = [self.memory["m"][i] for i in bucket.indices]
-                torch._foreach_mul_(averages, bucket.group["lmbda"])
-                torch._foreach_add_(averages, gs, alpha=1 - bucket.group["lmbda"])
+                torch._foreach_lerp_(averages, gs, 1 - bucket.group["lmbda"])
             else:
                 self.memory["m"].update(zip(bucket.indices, duplicate(gs), strict=True))

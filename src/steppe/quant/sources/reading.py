@@ -17,7 +17,7 @@ from steppe.quant.panel import FIELDS
 from steppe.quant.sources.checks import RULES, Ledger, row_codes
 from steppe.quant.sources.schema import REQUIRED, Columns, Scale, Schema
 
-__all__ = ["Bars", "Source", "bar_sources", "column_names", "index_of", "read_bars", "side_table"]
+__all__ = ["Bars", "Source", "bar_sources", "column_names", "index_of", "read_bars", "side_table", "unscaled"]
 
 SUFFIXES = (".csv", ".parquet")
 BATCH = 16 << 20
@@ -141,6 +141,21 @@ def _missing(missing: Mapping[str, str], available: Sequence[str], where: str, p
         f"It has: {', '.join(available)}. "
         f"Name the columns in the schema under {place}, such as {', '.join(hints)}."
     )
+
+
+def unscaled(sources: Sequence[Source], schema: Schema) -> list[str]:
+    """A note if prices are stored as integers and no scale says in which unit."""
+    source = sources[0]
+    types = source.table.collect_schema()
+    names = [
+        source.names[name]
+        for name in ("open", "high", "low", "close", "vwap")
+        if name in source.names
+        and types[source.names[name]].is_integer()
+        and getattr(schema.scale, name) == 1
+    ]
+    text = f"{', '.join(names)}: integers without a [scale] in the schema, taken as whole currency units"
+    return [text] if names else []
 
 
 def read_bars(sources: Sequence[Source], schema: Schema, ledger: Ledger) -> Bars:

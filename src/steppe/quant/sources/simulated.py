@@ -1,13 +1,13 @@
 """A simulated market: the embedded default, since no real panel of hundreds of stocks may be shipped.
 
-Everything is drawn from one seed by a model of a market with daily price limits; its constants are calibrated to
-moments and effect sizes measured on a real panel of Chinese A-shares (2010 to 2019), of which no bar is copied. The
-return of a session is
+Everything is drawn from one seed by a model of a market with daily price limits; its constants are calibrated
+to moments and effect sizes measured on a real panel of Chinese A-shares (2010 to 2019), of which no bar is
+copied. The return of a session is
 
     r_i = beta_i m + load_i g_industry + sum_k z_ik (premium_k + noise_k) + interaction + sigma_i e_i,
 
-market and industry returns m, g, scores z_ik in the style signals k known the evening before (`SIGNALS`), fat-tailed
-e_i, and a sigma_i that clusters. Every number computed on it must be shown as simulated.
+market and industry returns m, g, scores z_ik in the style signals k known the evening before (`SIGNALS`),
+fat-tailed e_i, and a sigma_i that clusters. Every number computed on it must be shown as simulated.
 """
 
 from __future__ import annotations
@@ -45,19 +45,15 @@ REAL_EFFECTS: Final = dict(zip(SIGNALS, (0.056, 0.045, 0.027, 0.020, 0.008), str
 PREMIUM: Final = np.array([4.2e-4, 4.4e-4, 1.1e-4, -4.8e-4, 0.1e-4])
 PREMIUM_NOISE: Final = np.array([3.4e-3, 3.7e-3, 3.0e-3, 3.5e-3, 2.9e-3])
 # Reversal is stronger in volatile stocks: what only a non-linear model finds.
-INTERACTION: Final = 5.0e-4
+INTERACTION: Final = 8.0e-4
 
 HISTORY: Final = 253  # sessions the longest signal reads
 BURN_IN: Final = 300
 INDUSTRIES: Final = 10
-INDICES: Final = {
-    "SIM-L": 0.09,
-    "SIM-M": 0.15,
-    "SIM-S": 0.30,
-}  # share of all stocks, by float cap from the top
-SEASONED: Final = (
-    126  # sessions listed before a stock can enter an index, and over which its float cap is averaged
-)
+# Share of all stocks in each index, by float cap from the top.
+INDICES: Final = {"SIM-L": 0.09, "SIM-M": 0.15, "SIM-S": 0.30}
+# Sessions listed before a stock can enter an index, and over which its float cap is averaged.
+SEASONED: Final = 126
 LIMIT: Final = 0.10
 GAP: Final = 0.18  # share of a day's variance that happens overnight
 
@@ -67,10 +63,10 @@ def simulated_market(
 ) -> Panel:
     """A market drawn from `seed`: bit-identical for the same arguments, and for its dates under a later `end`.
 
-    Prices lie on a 0.01 grid within 10 % of the reference price (dividends and splits taken out); what the limit
-    withholds moves the next session. Stocks list and delist, are suspended in spells (no bar), pay dividends and
-    split. Three indices are rebalanced on the first session of January and July by the mean float cap of the half
-    year before. Sessions are Mondays to Fridays.
+    Prices lie on a 0.01 grid within 10 % of the reference price (dividends and splits taken out); what the
+    limit withholds moves the next session. Stocks list and delist, are suspended in spells (no bar), pay
+    dividends and split. Three indices are rebalanced on the first session of January and July by the mean
+    float cap of the half year before. Sessions are Mondays to Fridays.
 
     Args:
         seed: any integer >= 0; the global RNG is not touched.
@@ -94,32 +90,24 @@ def simulated_market(
         raise SpecError(f"no session between {start} and {end}.")
     market = _Market(seed, stocks, len(dates))
     rows = [market.step() for _ in range(BURN_IN + len(dates))][BURN_IN:]
-    planes: dict[str, NDArray[Any]] = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    planes: dict[str, Any] = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     shape = planes["traded"].shape
 
     session = np.arange(len(dates))[:, None]
     list_date = np.where(market.list_at >= 0, dates[np.clip(market.list_at, 0, len(dates) - 1)], dates[0])
-    age = (dates[:, None] - list_date[None]).astype(np.int64) + np.where(
-        market.list_at < 0, market.age_at_start, 0
-    )
+    age = (dates[:, None] - list_date[None]).astype(np.int64)
+    age += np.where(market.list_at < 0, market.age_at_start, 0)
     age = np.where(session >= market.list_at, age, -1).astype(np.int32)
     members = _memberships(dates, planes["listed"], market.caps)
     weights = {}
     for name, plane in members.items():
         cap = np.where(plane, planes["float_cap"], 0.0)
         weights[name] = (cap / np.maximum(cap.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
-    identity = {
-        "source": "simulated",
-        "version": VERSION,
-        "seed": seed,
-        "stocks": stocks,
-        "start": start,
-        "end": end,
-    }
+    identity = ["simulated", VERSION, seed, stocks, start, end]
     return Panel(
         name="simulated market",
         simulated=True,
-        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
         dates=dates,
         symbols=np.array([f"SIM{i:04d}" for i in range(stocks)]),
         age=age,
@@ -139,20 +127,21 @@ def simulated_market(
     )
 
 
-def signals(log_close: Array, volume: Array) -> Array:
+def signals(log_close: Array, volume: NDArray[np.floating]) -> Array:
     """The `SIGNALS` of one evening, ``[5, N]``, each oriented so that a high value is the favourable side.
 
-    low volatility: minus the standard deviation of 20 daily returns; reversal: minus the return over 20 and over 5
-    sessions; volume contraction: minus mean volume of 5 over mean volume of 60 sessions; momentum 12-1: the return from
-    252 to 21 sessions ago.
+    low volatility: minus the standard deviation of 20 daily returns; reversal: minus the return over 20 and
+    over 5 sessions; volume contraction: minus mean volume of 5 over mean volume of 60 sessions; momentum
+    12-1: the return from 252 to 21 sessions ago.
 
     Args:
-        log_close: ``[253, N]`` log adjusted closes, the last row is today; carried forward through suspensions, NaN
-            before listing.
+        log_close: ``[253, N]`` log adjusted closes, the last row is today; carried forward through
+            suspensions, NaN before listing.
         volume: ``[60, N]`` adjusted volume, NaN where not traded.
 
     Returns:
-        NaN where the history is too short or the stock traded on fewer than 15 of 20 (4 of 5, 45 of 60) sessions.
+        NaN where the history is too short or the stock traded on fewer than 15 of 20 (4 of 5, 45 of 60)
+        sessions.
     """
     steps = np.diff(log_close[-21:], axis=0)
     traded = np.isfinite(volume)
@@ -203,7 +192,11 @@ def planted_effects(panel: Panel, every: int = 5) -> dict[str, float]:
 
 
 class _Market:
-    """The state of the simulation between two sessions; `step` draws one. Prices are whole cents."""
+    """The state of the simulation between two sessions; `step` draws one. Prices are whole cents.
+
+    The numbers below are calibrated together to the real panel: dispersion and tails of returns, clustering of
+    volatility, memory and dispersion of volume and its link to returns, gaps, ranges, vwap, suspensions, sizes.
+    """
 
     def __init__(self, seed: int, stocks: int, sessions: int) -> None:
         fixed, self.daily = (
@@ -247,9 +240,9 @@ class _Market:
 
         self.dead |= (self.session >= self.delist_at) | ((self.close < 100) & (self.session > self.list_at))
         listed = (self.session >= self.list_at) & ~self.dead
-        ends = np.minimum(np.exp(1.4 + 1.4 * normal[0]), 250).astype(np.int64) + 1
+        length = np.minimum(np.exp(1.4 + 1.4 * normal[0]), 250).astype(np.int64) + 1
         begins = listed & (self.suspended == 0) & (uniform[0] < 0.0047) & (self.session > self.list_at)
-        self.suspended = np.where(begins, ends, np.maximum(self.suspended - 1, 0))
+        self.suspended = np.where(begins, length, np.maximum(self.suspended - 1, 0))
         traded = listed & (self.suspended == 0)
 
         # market and industries
@@ -266,11 +259,11 @@ class _Market:
         planted -= INTERACTION * score[0] * score[1]
         sigma = self.base_sigma * np.exp(self.slow_sigma + self.fast_sigma + 0.3 * self.market_sigma)
         drawn = systematic + planted + sigma * shock - 0.5 * sigma**2
-        size = np.abs(shock) - 0.71
-        self.slow_sigma = 0.99 * self.slow_sigma + 0.025 * size + 0.035 * normal[1]
-        self.fast_sigma = 0.8 * self.fast_sigma + 0.16 * size + 0.14 * normal[2]
+        surprise = np.abs(shock) - 0.71
+        self.slow_sigma = 0.99 * self.slow_sigma + 0.025 * surprise + 0.035 * normal[1]
+        self.fast_sigma = 0.8 * self.fast_sigma + 0.16 * surprise + 0.14 * normal[2]
         self.slow_volume = 0.99 * self.slow_volume + 0.07 * normal[3] + 0.05 * normal[1]
-        self.fast_volume = 0.75 * self.fast_volume + 0.30 * normal[4] + 0.27 * size + 0.10 * shock
+        self.fast_volume = 0.75 * self.fast_volume + 0.30 * normal[4] + 0.27 * surprise + 0.10 * shock
 
         # ex-dates: the reference price steps down, the factor up
         ex = traded & ((self.session + self.phase) % 252 == 0) & (self.session > self.list_at)

@@ -15,7 +15,7 @@ from steppe.core.errors import DataError
 from steppe.quant.panel import FORMAT, Panel
 from steppe.quant.sources.build import build_panel
 from steppe.quant.sources.checks import Ledger
-from steppe.quant.sources.reading import SUFFIXES, Source, bar_sources, column_names, read_bars
+from steppe.quant.sources.reading import SUFFIXES, Source, bar_sources, column_names, read_bars, unscaled
 from steppe.quant.sources.schema import Schema, load_schema
 
 __all__ = ["read_panel"]
@@ -104,6 +104,7 @@ def _build_files(files: Sequence[Path], folder: Path, schema: Schema, name: str)
     declared = schema.bars is not None or len(files) == 1
     sources, misfits = bar_sources(files, schema.columns, declared)
     notes = [f"not read, no columns of bars: {', '.join(path.name for path in misfits)}"] if misfits else []
+    notes += unscaled(sources, schema)
     ledger = _ledger(schema)
     digest = hashlib.sha256(_recipe(schema).encode())
     left_out = set(misfits)
@@ -129,7 +130,9 @@ def _build_table(table: pl.DataFrame, schema: Schema) -> Panel:
     digest.update("\n".join(bars.industries).encode())
     for path in _side_files(Path(), schema):
         digest.update(path.read_bytes() if path.is_file() else b"")
-    return build_panel(bars, schema, Path(), ledger, [], schema.name or "table", digest.hexdigest())
+    return build_panel(
+        bars, schema, Path(), ledger, unscaled([source], schema), schema.name or "table", digest.hexdigest()
+    )
 
 
 def _ledger(schema: Schema) -> Ledger:
