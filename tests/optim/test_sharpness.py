@@ -349,6 +349,17 @@ def test_half_precision_norm_is_taken_in_float32(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("cls", FAMILY)
+def test_gradients_whose_squares_overflow_are_finite(cls: type) -> None:
+    p = parameter(1.0, 1.0, dtype=torch.float32)
+    optimizer = cls([p], lr=0.0, rho=0.5)
+    g = torch.tensor([3e30, 4e30])
+    points = gradients(optimizer, *[{p: g * (k + 1)} for k in range(4)])
+    assert optimizer.skipped == 0
+    if cls is not GAM:  # its first perturbation has the radius rho_prime
+        torch.testing.assert_close(points[1][0] - points[0][0], torch.tensor([0.3, 0.4]))
+
+
+@pytest.mark.parametrize("cls", FAMILY)
 def test_mixed_dtypes_in_one_group(cls: type) -> None:
     params = [
         nn.Parameter(torch.full((3,), 0.25, dtype=d)) for d in (torch.float32, torch.float64, torch.bfloat16)

@@ -187,10 +187,10 @@ def _work(store: Store, worker: int) -> None:
 
 def test_processes_write_at_once(store: Store) -> None:
     assert pickle.loads(pickle.dumps(store)).folder == store.folder
-    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
-        for future in [pool.submit(_work, store, worker) for worker in range(8)]:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for future in [pool.submit(_work, store, worker) for worker in range(4)]:
             future.result()
-    assert store.history().height == 80
+    assert store.history().height == 40
     assert {row.state for row in store.trials()} == {"done"}
 
 

@@ -20,7 +20,15 @@ import polars as pl
 from steppe.report.results import Results
 from steppe.report.tables import color
 
-__all__ = ["Figure", "cumulative_rank_ic", "layer_bars", "layer_values", "relative_value", "training_curves"]
+__all__ = [
+    "Figure",
+    "cumulative_rank_ic",
+    "layer_bars",
+    "layer_values",
+    "relative_value",
+    "trace_name",
+    "training_curves",
+]
 
 DASHES = ("solid", "dash", "dot")
 """Colours repeat after eight candidates; the line's dash tells the rounds apart."""
@@ -60,7 +68,12 @@ def training_curves(results: Results) -> dict[str, list[Figure]]:
     """Part -> the validation curves of all optimizers over epochs; the kept epoch is marked."""
     metrics = [m for m in METRICS if m in results.history.columns and m != "train_loss"][:2]
     metrics = metrics or [m for m in results.history.columns if m.startswith("validation_")][:2]
-    return {part: [_curve(results, part, metric) for metric in metrics] for part in results.parts if metrics}
+    begun = set(results.history["part"])
+    return {
+        part: [_curve(results, part, metric) for metric in metrics]
+        for part in results.parts
+        if metrics and part in begun
+    }
 
 
 def cumulative_rank_ic(results: Results) -> Figure:
@@ -116,7 +129,7 @@ def layer_values(results: Results) -> list[Figure]:
             {
                 "type": "scatter",
                 "mode": "lines",
-                "x": _period_ends(_layer_dates(results, label)),
+                "x": _period_ends(results.layer_dates(label)),
                 "y": curve,
                 "name": f"layer {layer}" if layer else "equal weight",
                 "line": {"width": 2 if layer == most else 1.2, "color": _layer_color(layer, most)}
@@ -137,7 +150,7 @@ def relative_value(results: Results) -> Figure:
         returns = results.layer_returns(label)
         if returns:
             excess = returns[max(returns)] - returns[0]
-            dates = _period_ends(_layer_dates(results, label))
+            dates = _period_ends(results.layer_dates(label))
             traces.append(_line(results, label, dates, _net_value(excess)))
     return Figure(
         "Top layer against the equal-weight universe",
@@ -160,7 +173,9 @@ def _curve(results: Results, part: str, metric: str) -> Figure:
         several = len(seeds) > 1
         for group in seeds:
             trace = _line(results, label, group["epoch"].to_list(), group[metric].to_list())
-            if several:
+            if not several:
+                trace |= {"mode": "lines+markers", "marker": {"size": 4}}
+            else:
                 trace |= {"opacity": 0.45, "line": trace["line"] | {"width": 1}, "hoverinfo": "skip"}
                 del trace["hovertemplate"]
             traces.append(trace | {"meta": _axes(group)})
@@ -175,8 +190,11 @@ def _curve(results: Results, part: str, metric: str) -> Figure:
             trace = _line(results, label, averaged["epoch"].to_list(), averaged[metric].to_list())
             traces.append(trace | {"meta": _axes(averaged)})
     title = METRICS.get(metric, metric.replace("_", " "))
+    layout = _layout(x="epoch")
+    if rows["epoch"].n_unique() <= 12:
+        layout["xaxis"]["dtick"] = 1  # no ticks between epochs
     # dots last, so that no line runs over them
-    return Figure(title, {"data": traces + kept, "layout": _layout(x="epoch")}, curves=True)
+    return Figure(title, {"data": traces + kept, "layout": layout}, curves=True)
 
 
 def _kept(results: Results, label: str, group: pl.DataFrame, metric: str) -> dict[str, Any]:
@@ -186,15 +204,20 @@ def _kept(results: Results, label: str, group: pl.DataFrame, metric: str) -> dic
         "mode": "markers",
         "x": group["epoch"].to_list(),
         "y": group[metric].to_list(),
-        "name": escape(label),
+        "name": trace_name(label),
         "marker": {
             "color": _color(results, label),
-            "size": 8,
+            "size": 9,
             "line": {"width": 1.5, "color": "var(--paper)"},
         },
         "hoverinfo": "skip",
         "meta": _axes(group),
     }
+
+
+def trace_name(label: str) -> str:
+    """A label as plotly takes it: plotly reads a name as markup."""
+    return escape(label)
 
 
 def _axes(group: pl.DataFrame) -> dict[str, list[float]]:
@@ -213,7 +236,7 @@ def _line(results: Results, label: str, x: Sequence[Any], y: Sequence[float | No
         "mode": "lines",
         "x": x,
         "y": y,
-        "name": escape(label),
+        "name": trace_name(label),
         "line": {"color": _color(results, label), "width": 2.4 if order == 0 else 2, "dash": dash},
         "hovertemplate": "%{y:.4f}",
     }
@@ -268,11 +291,6 @@ def _layer_color(layer: int, most: int) -> str:
     low = min(int(at), 1)
     red, green, blue = (stops[low] + (at - low) * (stops[low + 1] - stops[low])).round().astype(int)
     return f"rgb({red},{green},{blue})"
-
-
-def _layer_dates(results: Results, label: str) -> list[date]:
-    rows = results.layers.filter(pl.col("optimizer") == label, pl.col("part") == results.final)
-    return rows["date"].unique().sort().to_list()
 
 
 def _period_ends(dates: Sequence[date]) -> list[date]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from plotly.offline.offline import get_plotlyjs
 
 from steppe.report import figures, tables, words
@@ -45,7 +45,8 @@ def build(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
     csv_folder = page.with_suffix("")
     csv_folder.mkdir(parents=True, exist_ok=True)
     for table in (leaderboard, costs, *factors):
-        _write(csv_folder / f"{table.name}.csv", table.csv())
+        if table.rows:
+            _write(csv_folder / f"{table.name}.csv", table.csv())
     _write(page, _render(results, leaderboard, factors, costs))
     return page
 
@@ -82,7 +83,7 @@ def _render(results: Results, leaderboard: Table, factors: list[Table], costs: T
         environment=tables.flatten(results.environment),
         palette=_palette(results),
         chip=lambda label: tables.chip(results, label),
-        trace_name=lambda label: str(escape(label)),
+        trace_name=figures.trace_name,
         first_line=_first_line,
         script=Markup(get_plotlyjs()),
     )
@@ -105,7 +106,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         elif name in problem:
             facts.append((name.capitalize(), " to ".join(map(str, problem[name]))))
     if "fingerprint" in panel:
-        facts.append(("Fingerprint", str(panel["fingerprint"])))
+        facts.append(("Fingerprint", str(panel["fingerprint"])[:16]))
     return facts
 
 

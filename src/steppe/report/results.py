@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import Any
 
@@ -136,7 +137,7 @@ class Results:
         )
 
     @cached_property
-    def dates(self) -> list[Any]:
+    def dates(self) -> list[date]:
         """Evaluation dates of the test block."""
         return sorted(self.ic["date"].unique()) if "date" in self.ic.columns else []
 
@@ -159,7 +160,8 @@ class Results:
         for label in self.tested:
             other = self.series(label, self.final)
             both = np.isfinite(base).any(axis=1) & np.isfinite(other).any(axis=1)
-            if label != self.baseline and np.isfinite(base[both] + other[both]).all(axis=0).any():
+            complete = np.isfinite(base[both] + other[both]).all(axis=0)
+            if label != self.baseline and both.any() and complete.any():
                 pairs[label] = (base[both], other[both])
         return {c.candidate: c for c in compare_all(self.baseline, pairs, block=self.block)}
 
@@ -174,30 +176,42 @@ class Results:
 
     def factor_mean(self, optimizer: str, part: str, column: str) -> float:
         """A column of ``factor``, mean over seeds; NaN if it is not there."""
-        if column not in self.factor.columns:
-            return math.nan
-        rows = self.factor.filter(pl.col("optimizer") == optimizer, pl.col("part") == part)
-        return mean(rows[column].to_list())
+        return mean([row.get(column) for row in self._factor_rows.get((optimizer, part), [])])
 
-    def layer_returns(self, optimizer: str, seed: int | None = None) -> dict[int, Floats]:
-        """Layer -> return per period of the final score, mean over seeds unless one is given."""
-        rows = self.layers.filter(pl.col("optimizer") == optimizer, pl.col("part") == self.final)
-        if seed is not None:
-            rows = rows.filter(pl.col("seed") == seed)
-        if rows.is_empty():
+    @cached_property
+    def _factor_rows(self) -> dict[tuple[str, str], list[dict[str, float | None]]]:
+        rows: dict[tuple[str, str], list[dict[str, float | None]]] = {}
+        for row in self.factor.to_dicts():
+            rows.setdefault((row["optimizer"], row["part"]), []).append(row)
+        return rows
+
+    def layer_dates(self, optimizer: str) -> list[date]:
+        """First dates of the holding periods of the final score's layers."""
+        return self._layers.get(optimizer, pl.DataFrame({"date": []}))["date"].unique().sort().to_list()
+
+    def layer_returns(self, optimizer: str) -> dict[int, Floats]:
+        """Layer -> return per period of the final score, mean over seeds."""
+        if optimizer not in self._layers:
             return {}
-        averaged = rows.group_by("layer", "date").agg(pl.col("ret").mean()).sort("layer", "date")
-        return {int(key[0]): group["ret"].to_numpy() for key, group in averaged.group_by("layer")}
+        averaged = self._layers[optimizer].group_by("layer", "date").agg(pl.col("ret").mean())
+        return _by_layer(averaged)
 
     def layer_excess(self, optimizer: str) -> dict[int, float]:
         """Layer -> annualised excess over the equal-weight universe, mean over seeds."""
         found: dict[int, list[float]] = {}
-        for seed in self.spec["seeds"]:
-            returns = self.layer_returns(optimizer, seed)
-            for layer in sorted(returns):
-                if layer:
+        if optimizer in self._layers:
+            for rows in self._layers[optimizer].partition_by("seed"):
+                returns = _by_layer(rows)
+                for layer in list(returns)[1:]:
                     found.setdefault(layer, []).append(annual(returns[layer] - returns[0]))
         return {layer: mean(values) for layer, values in found.items()}
+
+    @cached_property
+    def _layers(self) -> dict[str, pl.DataFrame]:
+        if self.layers.is_empty():
+            return {}
+        final = self.layers.filter(pl.col("part") == self.final)
+        return {str(key[0]): rows for key, rows in final.partition_by("optimizer", as_dict=True).items()}
 
     @cached_property
     def costs(self) -> dict[str, Cost]:
@@ -238,11 +252,17 @@ def _cost(row: TrialRow) -> Floats:
     return np.array([math.nan if value is None else value for value in known], dtype=np.float64)
 
 
-def _matrix(rows: pl.DataFrame, seeds: Sequence[int], dates: Sequence[Any], metric: str) -> Floats:
+def _by_layer(rows: pl.DataFrame) -> dict[int, Floats]:
+    """Layer, ascending -> its returns by date; 0 is the equal-weight universe."""
+    parts = rows.sort("layer", "date").partition_by("layer", as_dict=True)
+    return {int(key[0]): part["ret"].to_numpy() for key, part in parts.items()}
+
+
+def _matrix(rows: pl.DataFrame, seeds: Sequence[int], dates: Sequence[date], metric: str) -> Floats:
     table = np.full((len(seeds), len(dates)), np.nan)
     if metric in rows.columns:
         row_of = {seed: row for row, seed in enumerate(seeds)}
-        column_of = {date: column for column, date in enumerate(dates)}
-        for seed, date, value in rows.select("seed", "date", metric).iter_rows():
-            table[row_of[seed], column_of[date]] = math.nan if value is None else value
+        column_of = {day: column for column, day in enumerate(dates)}
+        for seed, day, value in rows.select("seed", "date", metric).iter_rows():
+            table[row_of[seed], column_of[day]] = math.nan if value is None else value
     return table

@@ -173,26 +173,45 @@ def leaderboard(results: Results) -> Table:
     return Table("leaderboard", caption, columns, rows)
 
 
+def _count(value: float | None) -> str:
+    return number(value, 0)
+
+
+def _two(value: float | None) -> str:
+    return number(value, 2)
+
+
+def _four(value: float | None) -> str:
+    return number(value, 4)
+
+
+def _correlation(key: str, name: str) -> dict[str, tuple[str, Callable[[float | None], str], int]]:
+    """The five figures the factor test gives of one correlation."""
+    return {
+        key: (name, _four, 1),
+        f"{key}_stderr": (f"{name}, standard error", _four, 0),
+        f"{key}_std": (f"{name}, deviation over dates", _four, 0),
+        f"{key}_ir": (f"{name} to its deviation (ICIR)", _two, 1),
+        f"{key}_positive": (f"{name}, dates above 0", percent, 1),
+    }
+
+
 FACTOR_ROWS: dict[str, tuple[str, Callable[[float | None], str], int]] = {
-    "rank_ic": ("RankIC", lambda x: number(x, 4), 1),
-    "rank_ic_std": ("RankIC, deviation over dates", lambda x: number(x, 4), 0),
-    "rank_ic_ir": ("ICIR", lambda x: number(x, 2), 1),
-    "icir": ("ICIR", lambda x: number(x, 2), 1),
-    "rank_ic_positive": ("Dates with RankIC above 0", percent, 1),
-    "rank_ic_stderr": ("RankIC, standard error", lambda x: number(x, 4), 0),
-    "ic": ("IC", lambda x: number(x, 4), 1),
-    "rank_ic_5": ("RankIC, next 5 sessions", lambda x: number(x, 4), 1),
-    "rank_ic_neutral": ("RankIC, industry and size taken out", lambda x: number(x, 4), 1),
+    **_correlation("rank_ic", "RankIC"),
+    **_correlation("rank_ic_5", "RankIC, next 5 sessions"),
+    **_correlation("rank_ic_neutral", "RankIC, industry and size taken out"),
+    "ic": ("IC", _four, 1),
     "top_annual_return": ("Top layer, return p.a.", percent, 1),
     "universe_annual_return": ("Equal-weight universe, return p.a.", percent, 0),
     "top_annual_excess": ("Top layer, excess p.a.", percent, 1),
     "top_tracking_error": ("Top layer, tracking error p.a.", percent, 0),
-    "top_information_ratio": ("Top layer, information ratio", lambda x: number(x, 2), 1),
+    "top_information_ratio": ("Top layer, information ratio", _two, 1),
     "top_max_drawdown": ("Top layer, maximum drawdown of the excess", percent, -1),
-    "top_excess_drawdown": ("Top layer, maximum drawdown of the excess", percent, -1),
     "top_monthly_win_rate": ("Top layer, months ahead", percent, 1),
-    "top_monthly_win": ("Top layer, months ahead", percent, 1),
     "top_turnover": ("Top layer, turnover per rebalance (two-sided)", percent, 0),
+    "dates": ("Dates", _count, 0),
+    "layer_dates": ("Dates with layers", _count, 0),
+    "stocks": ("Stocks per date", _count, 0),
 }
 """What is known of a column of ``factor``: its name in words, how to write it, and which direction is better."""
 

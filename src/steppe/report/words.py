@@ -78,7 +78,7 @@ def judge(results: Results) -> Verdict:
     cost = results.costs.get(named)
     if cost is not None and cost.gradient_ratio == cost.gradient_ratio:
         details.append(
-            f"Training {named} until early stopping took {number(cost.gradient_ratio, 2)} times the gradient "
+            f"Training {named} took {number(cost.gradient_ratio, 2)} times the gradient "
             f"evaluations and {number(cost.seconds_ratio, 2)} times the seconds of {base}."
         )
     details.append(
@@ -159,12 +159,12 @@ def limits(results: Results) -> list[str]:
             "not known on the date itself. They rank scores; they are not what a portfolio would have earned."
         )
     sentences.append(
-        "Hyper-parameters are those listed under Settings. None was tuned here, for the baseline or for the others."
+        "Hyper-parameters are those listed under Settings, and each optimizer's defaults. None was tuned here."
     )
     sentences.append(
         "Seconds are wall time on one machine and depend on what else ran there; gradient evaluations do not."
     )
-    return sentences + [str(note) for note in results.panel.get("notes", [])]
+    return sentences
 
 
 def _list(names: Sequence[str]) -> str:

@@ -203,7 +203,11 @@ class Store:
                     f"another run is working on {self.folder} ({error}). Wait until it ends, stop it, "
                     "or choose another output folder."
                 ) from error
-            yield
+            with self._ledger() as ledger:
+                # SQLite folds its log into the file when the last connection closes, which waits for the disk; with
+                # this one open, the many short ones of a run do not
+                ledger.execute("SELECT 1 FROM trials").fetchone()
+                yield
 
     # ---- trials ----
 

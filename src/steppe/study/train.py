@@ -58,7 +58,8 @@ def train(
 
     Initial weights and batch orders are functions of the seed alone, so they are the same for every optimizer. After
     each epoch a checkpoint is written to ``folder``; a run that was killed continues there to the same bits.
-    ``seconds`` count optimizer steps and batches, not the validation.
+    ``seconds`` are CPU seconds of this process over batches and optimizer steps, without the validation: what else runs
+    on the machine does not count.
 
     Raises:
         SteppeError: the watched metric is not finite: training has diverged.
@@ -78,13 +79,13 @@ def train(
 
     while done < epochs and done - best_epoch < patience:
         number = done + 1
-        started = time.perf_counter()
+        started = time.process_time()
         total, batches = torch.zeros(()), 0
         for batch in problem.batches(generator(seed, "batches", number)):
             # torch annotates the closure's loss as a float; it passes tensors through
             loss: Any = optimizer.step(cast(Any, Objective(model, problem.loss, batch, cost)))
             total, batches = total + loss, batches + 1
-        seconds += time.perf_counter() - started
+        seconds += time.process_time() - started
         validation = problem.metrics(model, "validation")
         value = direction * validation[metric]
         if not math.isfinite(value):

@@ -36,11 +36,11 @@ class GSAM(SharpnessAware):
     Args:
         params: see `SharpnessAware`.
         base: see `SharpnessAware`.
-        rho: radius, or its largest value under the schedule, >= 0.
+        rho: radius, or its largest value under the schedule, >= 0; default SAM's.
         alpha: weight of the gap, >= 0; default the author's CIFAR example. The paper has 0.4 to 1.0 for ViT and
             0.01 (rho 0.04, rho_min 0.02) for ResNet on ImageNet.
         adaptive: scale the perturbation by |w|.
-        form: "code" or "paper", see above.
+        form: "code" or "paper", see above; one for all groups.
         minimize: "perturbed" or "clean", the loss whose gradient is kept whole.
         rho_min: smallest radius of the schedule, <= rho; None for no schedule.
         lr_max: learning rate at which the radius is rho; needed with rho_min.
@@ -129,7 +129,7 @@ class GSAM(SharpnessAware):
 
 
 def rho_of_lr(lr: float, rho: float, rho_min: float, lr_max: float, lr_min: float = 0.0) -> float:
-    """The radius that goes with a learning rate: rho at lr_max, rho_min at lr_min, linear between (paper, 5.1).
+    """The radius that goes with a learning rate: rho at lr_max, rho_min at lr_min, linear between.
 
     Clamped to [rho_min, rho]: a warm-up below lr_min would make it negative. With lr_max = lr_min it is rho.
     """

@@ -7,6 +7,7 @@ tensors. Lengths and cosines are Python floats: one transfer from the device eac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,11 +44,23 @@ class Vector:
 
     @cached_property
     def norm(self) -> float:
-        """2-norm over all tensors, accumulated in their own precision; 0 for no tensors."""
-        norms = [n for tensors in self.tensors for n in torch._foreach_norm(tensors)]
+        """2-norm over all tensors, accumulated in their own precision; 0 for no tensors.
+
+        It is finite exactly when every number is: where squares overflow, the tensors are scaled down first.
+        """
+        norm = self._norm(2)
+        if norm != math.inf:
+            return norm
+        largest = self._norm(math.inf)
+        if largest == math.inf:
+            return largest
+        return largest * Vector([list(torch._foreach_mul(xs, 1 / largest)) for xs in self.tensors]).norm
+
+    def _norm(self, order: float) -> float:
+        norms = [norm for xs in self.tensors for norm in torch._foreach_norm(xs, order)]
         if not norms:
             return 0.0
-        return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms])).item()
+        return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]), order).item()
 
 
 def combine(x: Vector, a: Sequence[float], y: Vector, b: Sequence[float]) -> Vector:

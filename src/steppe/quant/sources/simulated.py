@@ -42,7 +42,7 @@ REAL_EFFECTS: Final = dict(zip(SIGNALS, (0.056, 0.045, 0.027, 0.020, 0.008), str
 """Mean RankIC measured on real A-shares (see `planted_effects` for how): what the premia are calibrated to."""
 
 # Daily return per unit of a signal's score (uniform, standard deviation 1): mean, and standard deviation over days.
-PREMIUM: Final = np.array([4.2e-4, 4.4e-4, 1.1e-4, -4.8e-4, 0.1e-4])
+PREMIUM: Final = np.array([4.4e-4, 4.3e-4, 1.1e-4, -2.7e-4, 0.1e-4])
 PREMIUM_NOISE: Final = np.array([3.4e-3, 3.7e-3, 3.0e-3, 3.5e-3, 2.9e-3])
 # Reversal is stronger in volatile stocks: what only a non-linear model finds.
 INTERACTION: Final = 8.0e-4

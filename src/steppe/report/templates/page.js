@@ -15,7 +15,10 @@
       if (hidden.has(trace.name)) trace.visible = false;
       if (trace.meta) trace.x = trace.meta[axis];
     }
-    if ("curves" in node.dataset) layout.xaxis.title.text = axis;
+    if ("curves" in node.dataset) {
+      layout.xaxis.title.text = axis;
+      if (axis !== "epoch") delete layout.xaxis.dtick;
+    }
     if (coarse) layout.dragmode = false; // a finger scrolls the page, it does not draw a zoom box
     Plotly.react(node, data, layout, { displayModeBar: false, responsive: true });
   }
