@@ -52,3 +52,13 @@ def test_no_pickle_anywhere():
 def test_modules_that_stay_free_of_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, module
+
+
+def test_every_public_name_is_there():
+    import steppe
+
+    assert sorted(steppe.__all__) == sorted(steppe._HOME)
+    for name in steppe.__all__:
+        assert getattr(steppe, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = steppe.nothing

@@ -24,7 +24,7 @@ from .conftest import Maker
         (number(None), "–"),
         (number(math.nan), "–"),
         (number(math.inf), "–"),
-        (percent(-0.0312), "−3.1 %"),
+        (percent(-0.0312), "−3.1\N{NO-BREAK SPACE}%"),
         (percent(None), "–"),
         (times(2.0), "2.00×"),
         (times(math.nan), "–"),

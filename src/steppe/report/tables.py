@@ -88,7 +88,7 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
 def percent(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
     """A share as per cent."""
     return number(None if value is None else 100 * value, digits, sign=sign) + (
-        " %" if _finite(value) else ""
+        "\N{NO-BREAK SPACE}%" if _finite(value) else ""
     )
 
 
