@@ -9,13 +9,14 @@ PAGE = Path(__file__).with_name("optimizers.md")
 
 
 def page() -> str:
+    """The page as it should be."""
     lines = [
         "# Optimizers",
         "",
         "<!-- written by docs/build.py from the registry: change the registry, then run it -->",
         "",
-        '`steppe.optim.create(key, params, base="adamw", **hyper)` builds any of them; sharpness-aware optimizers wrap '
-        "any base optimizer. Formulas, defaults and where paper and code differ stand in each class's docstring.",
+        '`steppe.optim.create(key, params, base="adamw", **hyper)` builds any of them; sharpness-aware optimizers '
+        "wrap any base optimizer. Formulas, defaults and where paper and code differ stand in each class's docstring.",
         "",
         "| key | class | what it does | gradients per step | paper |",
         "|---|---|---|---|---|",

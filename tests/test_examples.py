@@ -15,6 +15,9 @@ def test_examples_run(example):
 
 def test_the_page_of_optimizers_is_what_the_registry_says():
     done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "build.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "docs" / "build.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -10,11 +10,13 @@ def ids(path, *overrides):
     return {(t.part, t.label, t.seed): t.id for t in plan(spec, make_problem(spec.problem))}
 
 
-def test_everything_but_the_optimizer_is_equal(tiny):
+def test_everything_but_the_optimizer_is_equal_and_written_out(tiny):
     resolved = read_spec(tiny).resolved()
+    base = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 1e-2}
+    own = {"rho": 0.05, "sigma": 1.0, "lmbda": 0.9, "form": "code"}
     assert resolved["optimizers"] == {
-        "adamw": {"kind": "adamw", "lr": 1e-3, "weight_decay": 1e-2},
-        "friendly_sam": {"kind": "friendly_sam", "base": "adamw", "lr": 1e-3, "weight_decay": 1e-2},
+        "adamw": {"kind": "adamw", **base},
+        "friendly_sam": {"kind": "friendly_sam", "base": "adamw", **base, **own},
     }
 
 

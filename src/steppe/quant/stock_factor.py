@@ -150,7 +150,7 @@ class StockFactor:
 
 
 def blend(scores: list[Tensor]) -> Tensor:
-    """The equal-weight mean of ``[dates, stocks]`` scores, standardised per date over the stocks that all of them score.
+    """The equal-weight mean of ``[dates, stocks]`` scores, standardised per date over the stocks all of them score.
 
     A stock that one of them does not score is NaN.
     """

@@ -162,7 +162,8 @@ def limits(results: Results) -> list[str]:
         "Hyper-parameters are those listed under Settings, and each optimizer's defaults. None was tuned here."
     )
     sentences.append(
-        "Seconds are wall time on one machine and depend on what else ran there; gradient evaluations do not."
+        "Seconds are CPU time of the training steps on one machine; a busy or different one changes them, gradient "
+        "evaluations do not change."
     )
     return sentences
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from steppe.core.errors import SpecError, explain_validation
-from steppe.optim.registry import OPTIMIZERS
+from steppe.optim.registry import OPTIMIZERS, optimizer_class
 from steppe.problems.problem import StudyProblem
 from steppe.problems.registry import PROBLEMS
 
@@ -83,13 +84,30 @@ class StudySpec(BaseModel):
 
     def resolved(self) -> dict[str, Any]:
         """The spec with every default written out, as stored in the study's folder."""
-        optimizers = {label: self.optimizer(label) for label in self.optimizers}
-        flat = {
-            label: {"kind": o["kind"], **({"base": o["base"]} if o["base"] else {}), **o["hyper"]}
-            for label, o in optimizers.items()
-        }
+        flat = {}
+        for label in self.optimizers:
+            optimizer = self.optimizer(label)
+            base = {"base": optimizer["base"]} if optimizer["base"] else {}
+            flat[label] = {"kind": optimizer["kind"]} | base | with_defaults(optimizer)
         dump: dict[str, Any] = self.model_dump(mode="json", exclude={"base", "optimizers"})
         return dump | {"optimizers": flat}
+
+
+def with_defaults(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of a resolved optimizer, those that were not given included.
+
+    Of torch's own signatures the numbers count; switches such as ``foreach`` do not change the algorithm.
+    """
+    hyper: dict[str, Any] = {}
+    for kind, plain in ((optimizer["base"], True), (optimizer["kind"], optimizer["base"] is None)):
+        if kind is None:
+            continue
+        for name, parameter in inspect.signature(optimizer_class(kind)).parameters.items():
+            value = parameter.default
+            number = isinstance(value, int | float | tuple) and not isinstance(value, bool)
+            if number or (not plain and isinstance(value, bool | str)):
+                hyper[name] = list(value) if isinstance(value, tuple) else value
+    return hyper | optimizer["hyper"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +141,7 @@ def plan(spec: StudySpec, problem: StudyProblem) -> list[TrialSpec]:
                         "identity": IDENTITY,
                         "problem": dict(problem.identity),
                         "part": part,
-                        "optimizer": optimizer,
+                        "optimizer": optimizer | {"hyper": with_defaults(optimizer)},
                         "seed": seed,
                         "epochs": spec.epochs,
                         "patience": spec.patience,

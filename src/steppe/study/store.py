@@ -86,7 +86,7 @@ class TrialRow:
         epochs: epochs trained.
         gradient_evaluations: evaluations of a batch's gradient, all epochs together.
         forward_evaluations: evaluations of a batch's loss, with or without a gradient, all epochs together.
-        seconds: seconds of optimizer steps; validation is not counted.
+        seconds: CPU seconds of training; validation is not counted.
         samples: training samples a plain pass would have seen (epochs x samples per epoch).
         started: UTC, ISO 8601; the first start if the trial was resumed.
         finished: UTC, ISO 8601.

@@ -18,9 +18,9 @@ from steppe.core.objective import Cost, Objective
 from steppe.core.seeding import generator
 from steppe.problems.problem import Problem
 
-__all__ = ["Epoch", "Trained", "train"]
+__all__ = ["CHECKPOINT", "Epoch", "Trained", "train"]
 
-_CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def train(
     metric, direction = problem.watch
     cost, seconds, done = Cost(), 0.0, 0
     best_value, best_epoch, best_state = -math.inf, 0, _copy(model)
-    checkpoint = folder / _CHECKPOINT
+    checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
         saved = load_tree(checkpoint)
         model.load_state_dict(saved["model"])

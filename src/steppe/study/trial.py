@@ -20,7 +20,7 @@ from steppe.problems.problem import StudyProblem
 from steppe.problems.registry import PROBLEMS
 from steppe.study.spec import TrialSpec
 from steppe.study.store import Store
-from steppe.study.train import Epoch, train
+from steppe.study.train import CHECKPOINT, Epoch, train
 
 __all__ = ["Task", "load_outputs", "make_problem", "run_trial"]
 
@@ -66,6 +66,8 @@ def _run(task: Task, store: Store) -> None:
     trial = task.trial
     problem = make_problem(task.problem).parts[trial.part]
     folder = store.trial_folder(trial.id)
+    if not (folder / CHECKPOINT).exists():  # from the start, whatever an earlier attempt left in the ledger
+        store.drop_epochs(trial.id, after=0)
 
     def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
         settings = trial.optimizer
