@@ -92,6 +92,28 @@ def test_a_failing_trial_is_recorded_and_the_study_goes_on(tiny, tmp_path):
     assert store.table("factor")["optimizer"].unique().to_list() == ["adamw"]
 
 
+def test_a_worker_that_dies_fails_its_trial_alone(tiny, tmp_path):
+    # an optimizer of the user's own, by import path
+    code = "import os, torch\nclass Killer(torch.optim.SGD):\n    def step(self, closure=None):\n        os._exit(3)\n"
+    (tmp_path / "own.py").write_text(code)
+    folder = tmp_path / "dying"
+    overrides = ["workers=2", "epochs=1", "optimizers.friendly_sam.kind=own:Killer"]
+    command = [sys.executable, "-c", RUN, "run", str(tiny), "--out", str(folder)]
+    command += [part for override in overrides for part in ("--set", override)]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert "exit code 3" in done.stderr
+    assert done.stdout.strip().endswith("report.html")
+    states = {(row.part, row.optimizer): row.state for row in Store.open(folder).trials()}
+    assert states == {
+        ("daily", "adamw"): "done",
+        ("weekly", "adamw"): "done",
+        ("daily", "friendly_sam"): "failed",
+        ("weekly", "friendly_sam"): "failed",
+    }
+
+
 def test_two_runs_on_one_folder_are_an_error(tiny, tmp_path, whole):
     with whole.lock(), pytest.raises(DataError, match="another run"):
         run_study(read_spec(tiny), whole.folder)

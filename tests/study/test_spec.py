@@ -20,6 +20,16 @@ def test_everything_but_the_optimizer_is_equal_and_written_out(tiny):
     }
 
 
+def test_an_optimizer_may_bring_its_own_base(tiny):
+    spec = read_spec(tiny, ["optimizers.friendly_sam.base=sgd", "optimizers.friendly_sam.lr=0.1"])
+    assert spec.optimizer("friendly_sam") == {"kind": "friendly_sam", "base": "sgd", "hyper": {"lr": 0.1}}
+    assert spec.optimizer("adamw") == {
+        "kind": "adamw",
+        "base": None,
+        "hyper": {"lr": 1e-3, "weight_decay": 1e-2},
+    }
+
+
 def test_a_changed_optimizer_changes_only_its_own_trials(tiny):
     before, after = ids(tiny), ids(tiny, "optimizers.friendly_sam.rho=0.1")
     assert {key for key in before if before[key] != after[key]} == {

@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -45,7 +46,11 @@ def run_processes(tasks: Sequence[Task], workers: int, on_tick: Callable[[], Non
         theirs.close()
         task = queue.popleft()
         crew[ours] = process, task
-        ours.send(task)
+        give(ours, task)
+
+    def give(link: Connection, task: Task) -> None:
+        with suppress(OSError):  # it died already: its end of the pipe will say so
+            link.send(task)
 
     # what a worker inherits: numerical libraries read these when they load
     inherited = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -60,7 +65,7 @@ def run_processes(tasks: Sequence[Task], workers: int, on_tick: Callable[[], Non
                 process, task = crew.pop(link)
                 try:
                     link.recv()
-                except EOFError:
+                except (EOFError, OSError):
                     process.join()
                     Store.open(task.folder).set_state(
                         task.trial.id,
@@ -73,7 +78,7 @@ def run_processes(tasks: Sequence[Task], workers: int, on_tick: Callable[[], Non
                 if queue:
                     task = queue.popleft()
                     crew[link] = process, task
-                    link.send(task)
+                    give(link, task)
                 else:
                     link.close()
             on_tick()

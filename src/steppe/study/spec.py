@@ -32,8 +32,9 @@ class StudySpec(BaseModel):
         title: the report's headline.
         problem: ``kind`` (a registry key) and the problem's own settings.
         base: ``kind`` and hyper-parameters of the base optimizer that every sharpness-aware optimizer wraps.
-        optimizers: label -> settings; ``kind`` defaults to the label. An optimizer of the base's own kind takes the
-            base's hyper-parameters; a setting given here wins.
+        optimizers: label -> settings; ``kind`` (a registry key or ``package.module:Class``) defaults to the label.
+            An optimizer of the base's own kind, or over it, takes the base's hyper-parameters; a setting given here
+            wins, ``base`` included.
         baseline: the label all others are compared with.
         seeds: initial weights and batch orders; comparisons are paired by seed.
         epochs: the budget, in passes over the training dates by the training loop.
@@ -67,20 +68,21 @@ class StudySpec(BaseModel):
         return self
 
     def optimizer(self, label: str) -> dict[str, Any]:
-        """The resolved settings of an optimizer: ``kind``, ``base`` (or None) and ``hyper``."""
+        """The settings of an optimizer: ``kind``, ``base`` (or None) and ``hyper``, the base's shared ones included."""
         given = dict(self.optimizers[label])
+        shared = dict(self.base)
+        shared_kind = shared.pop("kind", None)
         kind = given.pop("kind", label)
-        base = dict(self.base)
-        base_kind = base.pop("kind", None)
-        if kind in OPTIMIZERS and OPTIMIZERS[kind].family == "sharpness-aware":
-            if base_kind is None:
-                raise SpecError(
-                    f"optimizer {label!r} is sharpness-aware and needs a [base] table with a kind."
-                )
-            return {"kind": kind, "base": base_kind, "hyper": base | given}
-        if kind not in OPTIMIZERS and ":" not in kind:
-            OPTIMIZERS[kind]  # raises with a did-you-mean
-        return {"kind": kind, "base": None, "hyper": (base if kind == base_kind else {}) | given}
+        # an import path is taken at its word; a key must be known
+        wraps = ":" not in kind and OPTIMIZERS[kind].family == "sharpness-aware"
+        base = given.pop("base", shared_kind if wraps else None)
+        if wraps and base is None:
+            raise SpecError(f"optimizer {label!r} is sharpness-aware and needs a [base] table with a kind.")
+        return {
+            "kind": kind,
+            "base": base,
+            "hyper": (shared if (base or kind) == shared_kind else {}) | given,
+        }
 
     def resolved(self) -> dict[str, Any]:
         """The spec with every default written out, as stored in the study's folder."""
