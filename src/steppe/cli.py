@@ -33,10 +33,12 @@ DEFAULT_STUDY = Path(__file__).parent / "study" / "default.toml"
 
 @app.command
 def run(
-    study: Path = DEFAULT_STUDY,
+    study: Annotated[Path, Parameter(show_default=False)] = DEFAULT_STUDY,
     *,
     out: Path | None = None,
-    overrides: Annotated[tuple[str, ...], Parameter(name=["--set", "-s"], negative=())] = (),
+    overrides: Annotated[
+        tuple[str, ...], Parameter(name=["--set", "-s"], negative=(), show_default=False)
+    ] = (),
 ) -> None:
     """Run a study, or resume it: trials that are done are not run again. Ends with the path of the report.
 
@@ -91,14 +93,13 @@ def list_() -> None:
     from steppe.problems.registry import PROBLEMS
 
     console = Console()
-    for title, registry in (("Optimizers", OPTIMIZERS), ("Problems", PROBLEMS)):
-        table = Table(
-            "key", "family", "gradients per step" if title == "Optimizers" else "", "summary", "paper"
-        )
-        table.title = title
-        for key, spec in registry.items():
-            table.add_row(key, spec.family, f"{spec.evals:g}" if spec.evals else "", spec.summary, spec.paper)
-        console.print(table)
+    optimizers = Table("key", "family", "gradients per step", "summary", "paper", title="Optimizers")
+    for key, spec in OPTIMIZERS.items():
+        optimizers.add_row(key, spec.family, f"{spec.evals:g}", spec.summary, spec.paper)
+    problems = Table("key", "family", "summary", title="Problems")
+    for key, spec in PROBLEMS.items():
+        problems.add_row(key, spec.family, spec.summary)
+    console.print(optimizers, problems)
 
 
 @data.command
@@ -116,7 +117,7 @@ def check(path: Path, *, schema: Path | None = None) -> None:
 
     from steppe.quant.describe import check as describe
 
-    Console().print(describe(path, schema))
+    Console().print(describe(path, schema), soft_wrap=True)
 
 
 @contextmanager

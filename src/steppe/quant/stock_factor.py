@@ -37,7 +37,7 @@ class StockFactorSpec(BaseModel):
     Attributes:
         panel: ``"simulated"`` or the path of a long table, a folder of them, or a saved panel.
         schema: path of the panel's schema file, where it needs one.
-        simulated: arguments of `steppe.quant.sources.simulated.simulated_market`.
+        simulated: arguments of `steppe.quant.sources.simulated.simulated_market`; not read for another panel.
         train, validation, test: first and last date of each block, both included.
         universe: index names; a stock belongs on the dates it is a member of any. Empty: every listed stock.
         horizon: sessions of the label, vwap(t+1+horizon)/vwap(t+1) - 1 (published: 10).
@@ -209,8 +209,6 @@ def _read(spec: StockFactorSpec) -> Panel:
         from steppe.quant.sources.simulated import simulated_market
 
         return simulated_market(**spec.simulated)
-    if spec.simulated:
-        raise SpecError("[problem] simulated = ... is for panel = 'simulated' only.")
     from steppe.quant.sources.table import read_panel
 
     return read_panel(Path(spec.panel), None if spec.schema_path is None else Path(spec.schema_path))
