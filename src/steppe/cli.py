@@ -154,6 +154,7 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
                         + ("" if console.is_terminal else f"  [{count}{', ' + left if left else ''}]"),
                         markup=False,
                         highlight=False,
+                        soft_wrap=True,
                     )
 
         yield show
