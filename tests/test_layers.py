@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "landscape": {"core"},
     "quant": {"core", "problems"},
     "study": {"core", "optim", "problems", "landscape", "quant"},
-    "report": {"core.errors", "study.store", "study.statistics"},
+    "report": {"core.errors", "core.files", "study.store", "study.statistics"},
     "testing": {"core", "optim", "problems"},
 }
 

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from steppe.core.errors import DataError, SpecError
 from steppe.quant import performance as perf
-from steppe.quant.factor_test import correlation, factor_test, layer_of, neutralised, rank_ic, ranks, stderr
+from steppe.quant.factor_test import factor_test, layer_of, neutralised, stderr
 from steppe.quant.labels import forward_returns
 from steppe.quant.panel import FIELDS, Panel
+from steppe.quant.ranking import correlation, rank_ic, ranks
 
 NAN = float("nan")
 

@@ -8,7 +8,6 @@ included.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from steppe.core.errors import DataError
+from steppe.core.files import write_atomically
 
 __all__ = ["load_tree", "save_tree"]
 
@@ -49,9 +49,7 @@ def save_tree(path: str | Path, tree: Any) -> None:
         raise TypeError(f"cannot store {type(node).__name__} at {place or 'the top'}.")
 
     skeleton = json.dumps(pack(tree, ""))
-    partial = Path(f"{path}.partial")
-    save_file(tensors, partial, metadata={_KEY: skeleton})
-    os.replace(partial, path)
+    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata={_KEY: skeleton}))
 
 
 def load_tree(path: str | Path) -> Any:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from steppe.core.errors import DataError
-from steppe.quant.factor_test import correlation, rank_ic
 from steppe.quant.features import cross_section, has_window, standardise
 from steppe.quant.panel import FIELDS
+from steppe.quant.ranking import correlation, rank_ic
 
 __all__ = ["CrossSection", "FactorProblem", "GRUFactor", "Split", "ic_loss"]
 

@@ -11,11 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline.offline import get_plotlyjs
 
+from steppe.core.files import write_atomically
 from steppe.report import figures, tables, words
 from steppe.report.figures import COLORS
 from steppe.report.results import Results
 from steppe.report.tables import Table
-from steppe.study.store import Store, TrialRow, write_atomically
+from steppe.study.store import Store, TrialRow
 
 __all__ = ["build"]
 

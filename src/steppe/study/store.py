@@ -18,13 +18,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import sqlite3
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
-from datetime import UTC, date, datetime, time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -32,6 +31,8 @@ import polars as pl
 import tomli_w
 
 from steppe.core.errors import DataError, SpecError, unknown
+from steppe.core.files import write_atomically
+from steppe.study.encoding import dump_json, plain_name, toml_ready
 
 __all__ = ["State", "Store", "TrialRow", "write_atomically"]
 
@@ -146,7 +147,7 @@ class Store:
                 f"{store.folder} holds a study.toml but no ledger.sqlite: it is not the output of a study. "
                 "Choose another output folder, so that this file is not overwritten."
             )
-        wanted = _toml_ready(spec, "spec")
+        wanted = toml_ready(spec, "spec")
         (store.folder / "trials").mkdir(parents=True, exist_ok=True)
         (store.folder / "results").mkdir(exist_ok=True)
         store._create_ledger()  # before study.toml: a kill in between leaves a folder this method accepts
@@ -224,7 +225,7 @@ class Store:
                 optimizer,
                 label or f"{part}/{optimizer}/{seed}",
                 seed,
-                _dump_json(spec, "trial spec"),
+                dump_json(spec, "trial spec"),
             ),
         )
 
@@ -292,7 +293,7 @@ class Store:
 
     def trial_folder(self, trial: str) -> Path:
         """The folder a trial leaves its files in; made if need be."""
-        folder = self.folder / "trials" / _plain_name(trial)
+        folder = self.folder / "trials" / plain_name(trial)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -317,7 +318,7 @@ class Store:
         told = {name: float(x) if math.isfinite(x) else str(float(x)) for name, x in metrics.items()}
         self._write(
             "INSERT OR REPLACE INTO epochs VALUES (?, ?, ?, ?, ?, ?)",
-            (trial, epoch, gradient_evaluations, forward_evaluations, seconds, _dump_json(told, "metrics")),
+            (trial, epoch, gradient_evaluations, forward_evaluations, seconds, dump_json(told, "metrics")),
         )
 
     def drop_epochs(self, trial: str, after: int) -> None:
@@ -365,7 +366,7 @@ class Store:
 
     def write_table(self, name: str, table: pl.DataFrame) -> Path:
         """Write ``results/<name>.parquet``; returns its path."""
-        path = self.folder / "results" / f"{_plain_name(name)}.parquet"
+        path = self.folder / "results" / f"{plain_name(name)}.parquet"
         write_atomically(path, lambda temporary: table.write_parquet(temporary, compression="zstd"))
         return path
 
@@ -375,21 +376,21 @@ class Store:
 
     def table(self, name: str) -> pl.DataFrame:
         """The table of that name; a `DataError` names those there are if it is missing."""
-        path = self.folder / "results" / f"{_plain_name(name)}.parquet"
+        path = self.folder / "results" / f"{plain_name(name)}.parquet"
         if not path.is_file():
             raise DataError(f"{self.folder}: {unknown('result table', name, self.tables())}")
         return pl.read_parquet(path)
 
     def write_json(self, name: str, content: object) -> Path:
         """Write ``<name>.json`` into the folder; returns its path. NaN is refused: JSON has none."""
-        text = _dump_json(content, f"{name}.json", indent=1)
-        path = self.folder / f"{_plain_name(name)}.json"
+        text = dump_json(content, f"{name}.json", indent=1)
+        path = self.folder / f"{plain_name(name)}.json"
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return path
 
     def read_json(self, name: str, default: Any = None) -> Any:
         """The content of ``<name>.json``, or ``default`` if there is no such file."""
-        path = self.folder / f"{_plain_name(name)}.json"
+        path = self.folder / f"{plain_name(name)}.json"
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -404,9 +405,8 @@ class Store:
         try:
             connection = sqlite3.connect(self._ledger_path, timeout=_BUSY_SECONDS, isolation_level=None)
             with closing(connection) as ledger:
-                ledger.execute(
-                    "PRAGMA synchronous = NORMAL"
-                )  # with WAL: consistent after a crash, fewer waits
+                # with WAL: consistent after a crash, fewer waits
+                ledger.execute("PRAGMA synchronous = NORMAL")
                 ledger.execute("PRAGMA foreign_keys = ON")
                 yield ledger
         except sqlite3.Error as error:
@@ -422,43 +422,3 @@ class Store:
         """Run one statement as its own transaction; returns the number of rows it changed."""
         with self._ledger() as ledger:
             return ledger.execute(statement, values).rowcount
-
-
-def _plain_name(name: str) -> str:
-    """``name`` if it is safe as a file name on every system."""
-    if not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_-])?", name):
-        raise SpecError(f"{name!r} cannot be a file name here: use letters, digits and '_ - .'.")
-    return name
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: readers see the old file or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _dump_json(content: object, what: str, indent: int | None = None) -> str:
-    try:
-        return json.dumps(content, allow_nan=False, ensure_ascii=False, indent=indent)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{what} cannot be written as JSON: {error}.") from error
-
-
-def _toml_ready(value: Any, where: str) -> Any:
-    """``value`` in the types TOML reads back equal: mappings lose their Nones, tuples become lists."""
-    if isinstance(value, Mapping):
-        return {
-            str(key): _toml_ready(item, f"{where}.{key}") for key, item in value.items() if item is not None
-        }
-    if isinstance(value, list | tuple):
-        return [_toml_ready(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, str | bool | int | float | datetime | date | time):
-        return value
-    hint = "leave the entry out" if value is None else "give a plain value"
-    raise SpecError(f"{where} = {value!r} cannot be written as TOML: {hint}.")

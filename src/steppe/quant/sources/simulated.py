@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steppe.core.errors import SpecError
-from steppe.quant.factor_test import rank_ic, ranks
 from steppe.quant.labels import forward_returns
 from steppe.quant.panel import Panel
+from steppe.quant.ranking import rank_ic, ranks
 
 __all__ = ["REAL_EFFECTS", "SIGNALS", "planted_effects", "signals", "simulated_market"]
 
