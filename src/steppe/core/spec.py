@@ -21,8 +21,9 @@ class Spec:
         family: the group it is listed under, such as ``"sharpness-aware"``.
         summary: one line for lists and tables.
         paper: authors, year and identifier, or empty.
-        evals: gradient evaluations per step (for a problem: 0).
+        evals: gradient evaluations per step with the defaults (for a problem: 0).
         demos: keyword arguments that between them exercise every kind of state.
+        random: whether the number of evaluations varies with what is drawn or measured; `evals` is then its mean.
         xfail: conformance check name -> reason why it cannot hold.
     """
 
@@ -32,6 +33,7 @@ class Spec:
     paper: str = ""
     evals: float = 0.0
     demos: tuple[Mapping[str, Any], ...] = ({},)
+    random: bool = False
     xfail: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> Any:

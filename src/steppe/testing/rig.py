@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from steppe.core.seeding import generator
 from steppe.core.spec import Spec
 from steppe.optim.registry import create
+from steppe.optim.sharpness.passes import Pass
 
-__all__ = ["Check", "ConformanceError", "Rig", "quiet", "require", "same"]
+__all__ = ["Check", "ConformanceError", "Rig", "passes_of_a_step", "quiet", "require", "same"]
 
 Check: TypeAlias = Callable[[Spec, Mapping[str, Any]], None]
 """A check takes an optimizer and the keyword arguments of one demo, and raises a `ConformanceError`."""
@@ -59,26 +60,47 @@ class Rig:
         self.steps = 0
         self.passes = 0
 
-    def backward(self, part: slice = slice(None)) -> Tensor:
-        """Add the gradient of the present batch (or of a part of it, with its share of the mean) to ``.grad``."""
+    def backward(self, p: Pass | None = None, part: slice = slice(None)) -> Tensor:
+        """Add the gradient of the present batch (or of a part of it, with its share of the mean) to ``.grad``.
+
+        An optimizer whose closure takes the pass gets what that asks for.
+        """
         x, y = self.inputs[self.steps % 2], self.targets[self.steps % 2]
+        if p is not None and self.takes_pass:
+            self.passes += p.gradient
+            outputs = self.model(x[p.samples])
+            loss = p.mean((outputs - y[p.samples]).abs().square().sum(dim=1), outputs)
+            if p.gradient:
+                loss.backward()
+            return loss.detach()
         self.passes += 1
         loss = (self.model(x[part]) - y[part]).abs().square().sum() / len(x)
         loss.backward()
         return loss.detach()
 
-    def closure(self) -> Tensor:
+    def closure(self, p: Pass | None = None) -> Tensor:
         """Torch's closure: zero, forward, backward, loss."""
         self.optimizer.zero_grad()
-        return self.backward()
+        return self.backward(p)
+
+    @property
+    def takes_pass(self) -> bool:
+        """Whether the closure is called with the pass."""
+        return bool(getattr(self.optimizer, "closure_takes_pass", False))
 
     def train(self, steps: int, closure: Callable[[], Any] | None = None) -> Any:
         """Take steps over alternating batches; returns what the last one returned."""
         loss = None
         for _ in range(steps):
+            self.tell()
             loss = self.optimizer.step(closure or self.closure)
             self.steps += 1
         return loss
+
+    def tell(self) -> None:
+        """Tell an optimizer that treats some samples apart which they are."""
+        if hasattr(self.optimizer, "tail"):
+            self.optimizer.tail = torch.tensor([False, True, False, True])
 
     @property
     def params(self) -> dict[str, nn.Parameter]:
@@ -88,6 +110,19 @@ class Rig:
     def weights(self) -> list[Tensor]:
         """Copies of the parameters."""
         return [param.detach().clone() for param in self.model.parameters()]
+
+
+def passes_of_a_step(spec: Spec, demo: Mapping[str, Any], after: int = 3) -> list[Pass]:
+    """What the optimizer asks for in the step that follows `after` steps."""
+    rig = Rig(spec, demo)
+    rig.train(after)
+    rig.tell()
+    asked = []
+    for p in rig.optimizer.passes():
+        asked.append(p)
+        with torch.set_grad_enabled(p.gradient):
+            rig.backward(p)
+    return asked
 
 
 def same(first: list[Tensor], second: list[Tensor]) -> bool:

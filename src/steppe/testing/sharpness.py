@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.spec import Spec
-from steppe.testing.rig import Check, ConformanceError, Rig, require, same
+from steppe.testing.rig import Check, ConformanceError, Rig, passes_of_a_step, require, same
 
 __all__ = ["SHARPNESS_CHECKS"]
 
@@ -53,12 +55,13 @@ def loops_like_closures(spec: Spec, demo: Mapping[str, Any]) -> None:
     closed.train(4)
     for rig in (loop, parts):
         for _ in range(4):
-            for _ in rig.optimizer.passes():
-                if rig is loop:
-                    rig.backward()
-                else:
-                    rig.backward(slice(1))
-                    rig.backward(slice(1, None))
+            for p in rig.optimizer.passes():
+                with torch.set_grad_enabled(p.gradient):
+                    if rig is loop or rig.takes_pass:
+                        rig.backward(p)
+                    else:
+                        rig.backward(part=slice(1))
+                        rig.backward(part=slice(1, None))
             rig.optimizer.step()
             rig.steps += 1
     require(
@@ -72,27 +75,28 @@ def restores_after_exceptions(spec: Spec, demo: Mapping[str, Any]) -> None:
     """An exception in any pass, or a break, leaves weights and memory as if the step had never begun."""
     straight = Rig(spec, demo)
     straight.train(5)
-    for number in range(1, round(spec.evals) + 1):
+    for number in range(1, len(passes_of_a_step(spec, demo)) + 1):
         for driver in ("closure", "break"):
             rig = Rig(spec, demo)
             rig.train(3)
             before, calls = rig.weights(), 0
 
-            def closure(rig: Rig = rig, number: int = number) -> Tensor:
+            def closure(p: Any = None, rig: Rig = rig, number: int = number) -> Tensor:
                 nonlocal calls
                 calls += 1
                 if calls == number:
                     raise KeyboardInterrupt
-                return rig.closure()
+                return rig.closure(p)
 
             if driver == "closure":
                 with suppress(KeyboardInterrupt):
                     rig.optimizer.step(closure)
             else:
-                for index, _ in enumerate(rig.optimizer.passes(), start=1):
-                    if index == number:
+                for p in rig.optimizer.passes():
+                    if p.number == number:
                         break
-                    rig.backward()
+                    with torch.set_grad_enabled(p.gradient):
+                        rig.backward(p)
             where = f"an exception in pass {number}" if driver == "closure" else f"break in pass {number}"
             require(same(before, rig.weights()), f"{where} leaves the weights changed")
             rig.train(2)
@@ -103,15 +107,17 @@ def skips_what_is_not_finite(spec: Spec, demo: Mapping[str, Any]) -> None:
     """inf or nan in the gradient of any pass skips the step, leaves no trace, warns once and is counted."""
     straight = Rig(spec, demo)
     straight.train(5)
-    for number in range(1, round(spec.evals) + 1):
+    for number in (p.number for p in passes_of_a_step(spec, demo) if p.gradient):
         for value in (float("nan"), float("inf")):
             rig = Rig(spec, demo)
             rig.train(3)
-            before, first = rig.weights(), rig.passes
+            before, calls = rig.weights(), itertools.count(1)
 
-            def closure(rig: Rig = rig, last: int = first + number, value: float = value) -> Tensor:
-                loss = rig.closure()
-                if rig.passes == last:
+            def closure(
+                p: Any = None, rig: Rig = rig, calls: Any = calls, number: int = number, value: float = value
+            ) -> Tensor:
+                loss = rig.closure(p)
+                if next(calls) == number:
                     rig.params["0.weight"].grad = torch.full((4, 3), value, dtype=torch.float64)
                 return loss
 
@@ -127,15 +133,15 @@ def skips_what_is_not_finite(spec: Spec, demo: Mapping[str, Any]) -> None:
 
 def restores_without_later_gradients(spec: Spec, demo: Mapping[str, Any]) -> None:
     """Parameters that get their gradient in only some passes come back from the perturbation too."""
-    for number in range(1, round(spec.evals) + 1):
+    for number in range(1, len(passes_of_a_step(spec, demo, after=0)) + 1):
         rig = Rig(spec, demo)
         for group in rig.optimizer.param_groups:
             group["lr"] = 0.0
-        before = rig.weights()
+        before, calls = rig.weights(), itertools.count(1)
 
-        def closure(rig: Rig = rig, number: int = number) -> Tensor:
-            loss = rig.closure()
-            if rig.passes == number:
+        def closure(p: Any = None, rig: Rig = rig, calls: Any = calls, number: int = number) -> Tensor:
+            loss = rig.closure(p)
+            if next(calls) == number:
                 rig.params["0.weight"].grad = None
             return loss
 
@@ -153,9 +159,9 @@ def ignores_the_gradient_scale(spec: Spec, demo: Mapping[str, Any]) -> None:
         for group in rig.optimizer.param_groups:
             group["lr"] = 0.0
 
-        def closure(rig: Rig = rig, factor: float = factor) -> Tensor:
+        def closure(p: Any = None, rig: Rig = rig, factor: float = factor) -> Tensor:
             points.append(rig.weights())
-            loss = rig.closure()
+            loss = rig.closure(p)
             torch._foreach_mul_([p.grad for p in rig.model.parameters() if p.grad is not None], factor)
             return loss
 
@@ -166,6 +172,102 @@ def ignores_the_gradient_scale(spec: Spec, demo: Mapping[str, Any]) -> None:
             require(
                 torch.allclose(a, b, rtol=1e-9, atol=1e-9), "the perturbation depends on the gradient's scale"
             )
+
+
+def takes_a_scaler(spec: Spec, demo: Mapping[str, Any]) -> None:
+    """passes(scaler) trains like an unscaled loop; inf in any pass skips the step and lowers the scale once."""
+    plain, scaled = Rig(spec, demo), Rig(spec, demo)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+    for rig in (plain, scaled):
+        for _ in range(5):
+            _scaled_step(rig, scaler if rig is scaled else None)
+    for a, b in zip(plain.weights(), scaled.weights(), strict=True):
+        require(torch.allclose(a, b, rtol=1e-9, atol=1e-12), "training with a GradScaler differs")
+    for p in passes_of_a_step(spec, demo):
+        if not p.gradient:
+            continue
+        rig, scaler = Rig(spec, demo), torch.amp.GradScaler("cpu", init_scale=1024.0)
+        rig.train(3)
+        before = rig.weights()
+        _scaled_step(rig, scaler, spoilt=p.number)
+        require(same(before, rig.weights()), f"inf in pass {p.number} changed the weights")
+        require(
+            scaler.get_scale() == 512.0,
+            f"inf in pass {p.number}: the scale is {scaler.get_scale()}, not half",
+        )
+    rig, scaler = Rig(spec, demo), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    rig.closure(passes_of_a_step(spec, demo, after=0)[0])
+    scaler.scale(torch.zeros(()))  # starts its lazy state
+    try:
+        scaler.step(rig.optimizer, rig.closure)
+    except RuntimeError as error:
+        require("passes(scaler)" in str(error), f"the error does not tell what to do: {error}")
+    else:
+        raise ConformanceError(
+            "scaler.step(optimizer, closure) was accepted: it would step with scaled gradients"
+        )
+
+
+def _scaled_step(rig: Rig, scaler: torch.amp.GradScaler | None, spoilt: int = 0) -> None:
+    rig.tell()
+    for p in rig.optimizer.passes(scaler):
+        with torch.set_grad_enabled(p.gradient):
+            rig.backward(p)
+        for param in rig.model.parameters():
+            if param.grad is not None and scaler is not None:
+                param.grad *= scaler.get_scale()
+                if p.number == spoilt:
+                    param.grad.fill_(math.inf)
+    if scaler is None:
+        rig.optimizer.step()
+    else:
+        scaler.scale(torch.zeros(()))
+        scaler.step(rig.optimizer)
+        scaler.update()
+    rig.steps += 1
+
+
+def keeps_statistics_clean(spec: Spec, demo: Mapping[str, Any]) -> None:
+    """With model=, normalisation layers update running statistics once per step: in its first pass."""
+    rig = Rig(spec, demo)
+    norm = nn.BatchNorm1d(4, dtype=torch.float64)
+    rig.model.insert(1, norm)
+    rig.optimizer = type(rig.optimizer)(
+        rig.model.named_parameters(),
+        **{**demo, "model": rig.model, "base": demo.get("base", torch.optim.SGD)},
+    )
+    seen: list[Tensor] = []
+
+    def closure(p: Any = None) -> Tensor:
+        before = norm.running_mean.clone()  # type: ignore[union-attr]
+        loss = rig.closure(p)
+        if not before.equal(norm.running_mean):  # type: ignore[arg-type]
+            seen.append(before)
+        return loss
+
+    rig.train(3, closure)
+    require(len(seen) == 3, f"running statistics changed {len(seen)} times in 3 steps")
+    require(int(norm.num_batches_tracked) == 3, "the counter of batches is not 3 after 3 steps")  # type: ignore[arg-type]
+    require(norm.track_running_stats, "the layer does not track statistics after the step")
+
+
+def diagnoses(spec: Spec, demo: Mapping[str, Any]) -> None:
+    """diagnostics tells of the last step, and measuring them changes no bits."""
+    plain, watched = Rig(spec, demo), Rig(spec, demo)
+    watched.optimizer.diagnose = True
+    for _ in range(4):
+        plain.train(1)
+        watched.train(1)
+        told, cheap = watched.optimizer.diagnostics, plain.optimizer.diagnostics
+        require(
+            (told.passes, told.perturbed) == (cheap.passes, cheap.perturbed), "diagnose changes the passes"
+        )
+        if told.perturbed:
+            require(told.perturbation > 0, f"the perturbation's length is {told.perturbation}")
+            require(
+                math.isfinite(told.surrogate_gap) or told.clean_loss is None, "the surrogate gap is not known"
+            )
+    require(same(plain.weights(), watched.weights()), "diagnose changes the weights")
 
 
 def explains_a_missing_loop(spec: Spec, demo: Mapping[str, Any]) -> None:
@@ -191,6 +293,9 @@ SHARPNESS_CHECKS: dict[str, Check] = {
         skips_what_is_not_finite,
         restores_without_later_gradients,
         ignores_the_gradient_scale,
+        takes_a_scaler,
+        keeps_statistics_clean,
+        diagnoses,
         explains_a_missing_loop,
     )
 }

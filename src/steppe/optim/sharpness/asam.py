@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steppe.optim.sharpness.ascent import elementwise, magnitudes
-from steppe.optim.sharpness.base import Algorithm, Base, Interval, SharpnessAware
+from steppe.optim.sharpness.ascent import Perturbation, elementwise, magnitudes
+from steppe.optim.sharpness.base import Base, Interval
+from steppe.optim.sharpness.composition import Ascent, Composition, Hyper, Parts
+from steppe.optim.sharpness.vectors import Vector
 
-__all__ = ["ASAM"]
+__all__ = ["ASAM", "AdaptiveAscent"]
 
 
-class ASAM(SharpnessAware):
+class AdaptiveAscent(Ascent):
+    """e = rho · T²g / ‖Tg‖ with T = |w| + eta for weights, 1 for biases."""
+
+    hyper = {"eta": Hyper(0.01, Interval(0))}  # noqa: RUF012
+
+    def trait(self, index: int, name: str | None, param: Tensor) -> bool:
+        """Whether the parameter is a weight."""
+        return "weight" in name if name is not None else param.ndim >= 2
+
+    def perturbation(self, g: Vector, rho: Sequence[float]) -> Perturbation:
+        """See the class."""
+        scales = [
+            magnitudes(bucket, self.of(bucket.group, "eta")) if self.trait_of(bucket) else None
+            for bucket in g.buckets
+        ]
+        return elementwise(g, rho, scales, eps=1e-16)
+
+
+class ASAM(Composition):
     """ASAM: SAM in a ball that scales with the weights, so that rescaling a network does not change its sharpness.
 
     Kwon, Kim, Park, Choi 2021, arXiv:2102.11600, Algorithm 1, with g = ∇L(w) ::
@@ -31,10 +52,10 @@ class ASAM(SharpnessAware):
         base: see `SharpnessAware`.
         rho: radius relative to the weights, >= 0; default the official class's and the paper's for CIFAR-10.
         eta: floor of T, >= 0; default the paper's and the official class's (its example script runs with 0).
-        base_hyper: hyper-parameters of the base.
+        rest: hyper-parameters of the base, and what `SharpnessAware` takes.
     """
 
-    allowed = {"rho": Interval(0), "eta": Interval(0)}  # noqa: RUF012
+    parts = Parts(ascent=AdaptiveAscent)
 
     def __init__(
         self,
@@ -43,21 +64,6 @@ class ASAM(SharpnessAware):
         *,
         rho: float = 0.5,
         eta: float = 0.01,
-        **base_hyper: Any,
+        **rest: Any,
     ) -> None:
-        super().__init__(params, base, base_hyper, rho=rho, eta=eta)
-
-    def trait(self, index: int, name: str | None, param: Tensor) -> bool:
-        """Whether the parameter is a weight."""
-        return "weight" in name if name is not None else param.ndim >= 2
-
-    def algorithm(self) -> Algorithm:
-        """∇L(w), then ∇L(w + e)."""
-        g = yield
-        scales = [
-            magnitudes(bucket, bucket.group["eta"]) if bucket.trait else None for bucket in self.buckets
-        ]
-        e = elementwise(g, self.hyper("rho"), scales, eps=1e-16)
-        with self.perturbed(e):
-            del g, scales, e
-            yield
+        super().__init__(params, base, rest, rho=rho, eta=eta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,16 +23,26 @@ class Perturbation(NamedTuple):
     direction: Vector
     lengths: list[float]
 
+    @property
+    def norm(self) -> float:
+        """‖e‖."""
+        return math.hypot(*(a * n for a, n in zip(self.lengths, self.direction.norms, strict=True)))
 
-def steepest(d: Vector, rho: Sequence[float]) -> Perturbation:
-    """e = rho · d / ‖d‖: the norm is over all groups, rho is each group's own."""
-    return Perturbation(d, [r / (d.norm + EPS) for r in rho])
+    @property
+    def norm_if_known(self) -> float:
+        """‖e‖ if the direction has been measured before, else nan."""
+        return self.norm if "norms" in vars(self.direction) else math.nan
+
+
+def steepest(d: Vector, rho: Sequence[float], eps: float = EPS) -> Perturbation:
+    """e = rho · d / (‖d‖ + eps): the norm is over all groups, rho is each group's own."""
+    return Perturbation(d, [r / (d.norm + eps) for r in rho])
 
 
 def elementwise(
     g: Vector, rho: Sequence[float], scales: Sequence[list[Tensor] | None], eps: float = EPS
 ) -> Perturbation:
-    """e = rho · T²g / ‖Tg‖: the steepest ascent in the ball ‖e / T‖ ≤ rho.
+    """e = rho · T²g / (‖Tg‖ + eps): the steepest ascent in the ball ‖e / T‖ ≤ rho.
 
     Args:
         g: the gradient.
@@ -40,12 +51,12 @@ def elementwise(
         eps: added to ‖Tg‖.
     """
     pairs = list(zip(g.tensors, scales, strict=True))
-    scaled = Vector([gs if ts is None else list(torch._foreach_mul(gs, ts)) for gs, ts in pairs])
+    scaled = g.like([gs if ts is None else list(torch._foreach_mul(gs, ts)) for gs, ts in pairs])
     lengths = [r / (scaled.norm + eps) for r in rho]
     for ss, ts in zip(scaled.tensors, scales, strict=True):
         if ts is not None:
             torch._foreach_mul_(ss, ts)
-    return Perturbation(Vector(scaled.tensors), lengths)
+    return Perturbation(g.like(scaled.tensors), lengths)
 
 
 def magnitudes(bucket: Bucket, offset: float = 0.0) -> list[Tensor]:

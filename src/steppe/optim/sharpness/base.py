@@ -1,38 +1,38 @@
-"""The one base class of sharpness-aware optimizers."""
+"""The one base class of sharpness-aware optimizers: an algorithm asks for gradients, this class gets them for it."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from typing import Any, ClassVar, Literal, TypeAlias
+from collections.abc import Callable, Generator, Hashable, Mapping
+from contextlib import closing
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from steppe.core.errors import SpecError
-from steppe.optim.sharpness.ascent import Perturbation
-from steppe.optim.sharpness.construction import Base, Interval, make_base
-from steppe.optim.sharpness.vectors import Bucket, Vector, duplicate
+from steppe.optim.sharpness.construction import Allowed, Base, Interval, Maybe, make_base
+from steppe.optim.sharpness.gradients import as_gradient, bucketed, gradient_of, multiply, present
+from steppe.optim.sharpness.modules import Module
+from steppe.optim.sharpness.passes import Diagnostics, Pass
+from steppe.optim.sharpness.perturbing import Perturbs
+from steppe.optim.sharpness.vectors import Vector, cosine, duplicate
 
-__all__ = ["Algorithm", "Base", "Interval", "SharpnessAware"]
+__all__ = ["Algorithm", "Base", "Interval", "Maybe", "Pass", "SharpnessAware"]
 
-Algorithm: TypeAlias = Generator[None, Vector, None]
-
-_HALF = (torch.float16, torch.bfloat16)
-_OWN = "sharpness_aware"
+Algorithm: TypeAlias = Generator[Any, Any, None]
+"""Yields `Pass`es, or nothing for the gradient of the batch; is sent the gradients, `Vector`s (None without one)."""
 
 
-class SharpnessAware(Optimizer):
+class SharpnessAware(Perturbs):
     """A base optimizer that is fed gradients taken at perturbed weights.
 
     `step(closure)` has torch's own meaning: the closure zeroes the gradients, computes the loss, calls backward and
     returns the loss; it is called once per pass. A loop that wants no closure writes ::
 
-        for _ in optimizer.passes():         # 2 passes for SAM, 4 for GAM
+        for p in optimizer.passes():         # 2 passes for SAM, 4 for GAM; with AMP: passes(scaler)
             loss_fn(model(x), y).backward()  # several backward calls accumulate; gradients are zeroed between passes
         optimizer.step()
 
@@ -43,12 +43,17 @@ class SharpnessAware(Optimizer):
 
     The base owns ``param_groups`` and ``state``; this object shares both, so schedulers, checkpoints and clipping
     (``optimizer.base.register_step_pre_hook``) see one optimizer. Own hyper-parameters live in ``param_groups``, may
-    differ between groups and may be changed at any time. Norms and inner products run over all groups.
+    differ between groups and may be changed at any time. Norms and inner products run over all groups, and over all
+    shards of a sharded parameter.
 
     A parameter takes part in a step when the first pass gives it a gradient; if a later pass gives it none, that
     gradient counts as zero. One that first gets a gradient in a later pass is not perturbed, and the base steps it
-    with the gradient of the last pass. Weights in half precision are perturbed from float32 arithmetic, and a
-    warning tells when rounding takes the perturbation away.
+    with the gradient of the last pass. Weights in half precision are perturbed from float32 arithmetic and rounded at
+    random, so that a small perturbation does not round away; a warning tells when this changes its length.
+
+    An algorithm that looks at single samples or at outputs needs to be told of them: its `closure_takes_pass`, so that
+    the closure is called as ``closure(p)`` and calls backward, if ``p.gradient``, on ``p.mean(losses, outputs)`` for
+    the samples ``x[p.samples]``. A loop over `passes` does the same.
 
     A subclass gives its hyper-parameters to `__init__`, their allowed values in `allowed`, the names of what it
     remembers per parameter in `remembers`, and its paper's algorithm in `algorithm`.
@@ -58,40 +63,61 @@ class SharpnessAware(Optimizer):
         base: an optimizer class, a key of `steppe.optim.OPTIMIZERS` (or an import path), or a ready optimizer. With
             a ready one `params` must be None or exactly its parameters, and no hyper-parameters of the base may be
             given: they have been set already.
-        base_hyper: hyper-parameters of the base.
+        rest: hyper-parameters of the base, and what every sharpness-aware optimizer takes:
+            **model**, the trained module: its normalisation layers then update running statistics in the first pass
+            of a step only; **sync**, "every" (default): ranks average the gradient of every pass and perturb alike,
+            or "last": each rank perturbs by its own gradient (m-sharpness) and only what the base gets is averaged,
+            for which `model` must be the `DistributedDataParallel` module; **restore**, "copy" (default): perturbed
+            passes hold a copy of the weights, or "subtract": the perturbation is taken away again, without the
+            copy, and weights drift by a rounding error per step; **seed** of what the algorithm draws, default 0.
         own: the algorithm's hyper-parameters, defaults of every group.
 
     Attributes:
         base: the base optimizer.
+        diagnose: set it to have the next steps measure all of `diagnostics`, at the price of a copy of the gradient
+            and a few sweeps over it, and never of a pass. Default False.
+        diagnostics: what the last completed step did; None before the first.
         skipped: number of steps skipped because a gradient was not finite.
+        steps: number of completed steps.
         memory: what the algorithm remembers: name -> parameter index -> tensor.
+        numbers: what it remembers besides: name -> number.
 
     Raises:
         SpecError: unknown or ill-valued hyper-parameter, or a base that cannot be used.
     """
 
-    allowed: ClassVar[Mapping[str, Interval | tuple[Any, ...]]] = {}
-    remembers: ClassVar[tuple[str, ...]] = ()
+    allowed: Mapping[str, Allowed] = {}
+    remembers: tuple[str, ...] = ()
+    closure_takes_pass: bool = False
 
-    _stage: Literal["idle", "open", "ready", "skip"]
-    _buckets: list[Bucket]
-    _rounding_told: bool
+    # GradScaler then hands over its scale and what it found instead of deciding by itself; see `step`
+    _step_supports_amp_scaling = True
 
-    def __init__(self, params: Any, base: Base, base_hyper: Mapping[str, Any], **own: Any) -> None:
-        self.base = make_base(type(self).__name__, params, base, base_hyper, own)
-        self.skipped = 0
-        self.memory: dict[str, dict[int, Tensor]] = {name: {} for name in self.remembers}
-        self._own = tuple(own)
+    def __init__(self, params: Any, base: Base, rest: Mapping[str, Any], **own: Any) -> None:
+        name, rest = type(self).__name__, dict(rest)
+        self.module = Module(name, rest.pop("model", None), rest.pop("sync", "every"))
+        self.restore, self.seed = rest.pop("restore", "copy"), int(rest.pop("seed", 0))
+        if self.restore not in ("copy", "subtract"):
+            raise SpecError(f"{name}: restore={self.restore!r}, but it must be one of 'copy', 'subtract'.")
+        self.base = make_base(name, params, base, rest, own)
+        self.skipped = self.steps = 0
+        self.memory, self.numbers = {name: {} for name in self.remembers}, {}
+        self.diagnose, self.diagnostics = False, None
+        self._own, self._rounding_checked = tuple(own), False
         self._reset()
         groups, state = self.base.param_groups, self.base.state
         for group in groups:
             self.check({**own, **group})
         for group in groups:
-            for name, value in own.items():
-                group.setdefault(name, value)
+            for key, value in own.items():
+                group.setdefault(key, value)
         # torch's constructor starts empty groups and state, which here are the base's: they are put back
         super().__init__(groups, {**self.base.defaults, **own})
         self.param_groups, self.state = groups, state
+
+    diagnose: bool
+    diagnostics: Diagnostics | None
+    _stage: Literal["idle", "open", "ready", "skip"]
 
     # -- for subclasses ------------------------------------------------------------------------------------------
 
@@ -99,12 +125,12 @@ class SharpnessAware(Optimizer):
         """One step's sequence of gradient evaluations: each ``yield`` returns the gradient at the present weights.
 
         The gradient may be overwritten. Code runs without autograd. What the last pass left in ``.grad`` goes to the
-        base optimizer, unless `descend` replaces it.
+        base optimizer, unless `descend` replaces it. ``yield Pass(...)`` asks for more than the batch's gradient.
         """
         raise NotImplementedError(f"{type(self).__name__} has no algorithm()")
 
     def trait(self, index: int, name: str | None, param: Tensor) -> Hashable:
-        """What decides the bucket of a parameter besides its group, dtype and device."""
+        """What decides the bucket of a parameter besides its group, dtype, device and layout over ranks."""
         return None
 
     def check(self, group: Mapping[str, Any]) -> None:
@@ -116,46 +142,39 @@ class SharpnessAware(Optimizer):
                 )
                 raise SpecError(f"{type(self).__name__}: {name}={group[name]!r}, but it must be {what}.")
 
-    @property
-    def buckets(self) -> Sequence[Bucket]:
-        """The parameters of this step, known after the first ``yield``."""
-        return self._buckets
-
     def hyper(self, name: str) -> list[Any]:
         """The present value of a hyper-parameter, one per bucket."""
         return [bucket.group[name] for bucket in self._buckets]
 
-    @contextmanager
-    def perturbed(self, e: Perturbation) -> Iterator[None]:
-        """Add e to the weights; on leaving, however that happens, they come back bit for bit."""
-        saved = [duplicate(bucket.params) for bucket in self._buckets]
-        try:
-            self.shift(e)
-            if not self._rounding_told:
-                self._tell_rounding(e, saved)
-            del e  # its memory is free for the pass
-            yield
-        finally:
-            for bucket, values in zip(self._buckets, saved, strict=True):
-                torch._foreach_copy_(bucket.params, values)
+    def common(self, name: str) -> Any:
+        """The present value of a hyper-parameter that decides for all groups at once.
 
-    def shift(self, e: Perturbation) -> None:
-        """Add e to the weights, inside a `perturbed` block that undoes it."""
-        for bucket, direction, length in zip(self._buckets, e.direction.tensors, e.lengths, strict=True):
-            torch._foreach_add_(bucket.params, direction, alpha=length)
+        Raises:
+            SpecError: groups differ in it.
+        """
+        first, *others = (group[name] for group in self.param_groups)
+        if any(other != first for other in others):
+            raise SpecError(
+                f"{type(self).__name__}: {name} decides for all groups at once; give all the same."
+            )
+        return first
 
     def descend(self, gradient: Vector) -> None:
         """Hand `gradient` to the base optimizer in place of what the last pass left in ``.grad``."""
         for bucket, tensors in zip(self._buckets, gradient.tensors, strict=True):
-            half = bucket.params[0].dtype in _HALF
-            given = duplicate(tensors, bucket.params[0].dtype) if half else tensors
-            for param, tensor in zip(bucket.params, given, strict=True):
-                param.grad = tensor
+            dtype = bucket.params[0].dtype
+            given = duplicate(tensors, dtype) if tensors[0].dtype != dtype else tensors
+            for owner, tensor in zip(bucket.owners, given, strict=True):
+                owner.grad = as_gradient(owner, tensor)
 
     # -- the step ------------------------------------------------------------------------------------------------
 
-    def passes(self) -> Generator[None, None, None]:
+    def passes(self, scaler: torch.amp.GradScaler | None = None) -> Generator[Pass, None, None]:
         """Ask for one gradient per iteration: zeroed before each, to be filled by backward before the next.
+
+        Args:
+            scaler: the scaler that scales the losses. Algorithms then see true gradients, an inf in any pass makes
+                the scaler lower its scale, and ``scaler.step(optimizer)`` and ``scaler.update()`` follow once.
 
         Raises:
             RuntimeError: if another loop over `passes` has not ended.
@@ -165,25 +184,43 @@ class SharpnessAware(Optimizer):
                 "a loop over passes() is still open; its weights may be perturbed. Close it first."
             )
         outcome: Literal["idle", "ready", "skip"] = "idle"
-        self._stage = "open"
-        algorithm = self.algorithm()
+        self._reset()
+        self._stage, self._scaled = "open", scaler is not None
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        algorithm, asked, first, along = self.algorithm(), [], None, math.nan
         try:
             with torch.no_grad():
-                next(algorithm)
+                request = next(algorithm)
             for number in itertools.count(1):
+                one = request or Pass()
+                one.number, one.perturbed = number, self._is_perturbed
+                asked.append(one)
                 self.zero_grad()
-                yield
+                statistics = number == 1 if one.statistics is None else one.statistics
+                with self.module.during(statistics=statistics, average=one.final):
+                    yield one
                 with torch.no_grad():
-                    if number == 1:
-                        self._buckets = self._bucketed()
-                    gradient = self._gradient()
-                    if not math.isfinite(gradient.norm):
-                        outcome = "skip"
-                        self._skip(number)
-                        return
+                    gradient = None
+                    if one.gradient:
+                        multiply(self.param_groups, 1 / scale)
+                        if not self._buckets:
+                            self._buckets = bucketed(self.param_groups, self.trait)
+                        gradient = gradient_of(self._buckets)
+                        if not self._is_finite(gradient):
+                            outcome = "skip"
+                            self._skip(number)
+                            return
+                        if first is None:
+                            first = gradient.norm, self._kept(gradient)
+                        elif self.diagnose and one.perturbed and first[1] is not None:
+                            along = cosine(first[1], gradient)
                     try:
-                        algorithm.send(gradient)
+                        request = algorithm.send(gradient)
                     except StopIteration:
+                        if self.module.by_rank and not one.final:
+                            self._average()
+                        multiply(self.param_groups, scale)
+                        self._observed = (asked, 0.0 if first is None else first[0], along)
                         outcome = "ready"
                         return
                     del gradient
@@ -192,62 +229,92 @@ class SharpnessAware(Optimizer):
                 algorithm.close()  # leaves `perturbed` blocks, which restore the weights
             self._buckets, self._stage = [], outcome
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[..., Any] | None = None) -> Any:
         """Run the passes with `closure` and step the base; without one, step the base after a `passes` loop.
 
         Returns:
             What the closure returned in the first pass (the loss at the unperturbed weights); None without closure.
 
         Raises:
-            RuntimeError: without a closure, if no loop over `passes` was completed since the last step.
+            RuntimeError: without a closure, if no loop over `passes` was completed since the last step; called by a
+                `GradScaler` with a closure, or after a loop that was not given the scaler.
         """
+        found_inf = getattr(self, "found_inf", None)  # set by GradScaler.step around its call
         loss = None
         if closure is not None:
+            if found_inf is not None:
+                raise RuntimeError(
+                    "scaler.step(optimizer, closure) cannot unscale the gradients of several passes: write "
+                    "`for _ in optimizer.passes(scaler): ... scaler.scale(loss).backward()`, then "
+                    "scaler.step(optimizer) and scaler.update()."
+                )
             with closing(self.passes()) as passes:
-                for number, _ in enumerate(passes):
-                    with torch.enable_grad():
-                        value = closure()
-                    if number == 0:
+                for one in passes:
+                    with torch.set_grad_enabled(one.gradient):
+                        value = closure(one) if self.closure_takes_pass else closure()
+                    one.loss = value.detach() if isinstance(value, Tensor) else value
+                    if one.number == 1:
                         loss = value
         if self._stage in ("idle", "open"):
             raise RuntimeError(
                 f"{type(self).__name__}.step() without a closure needs a completed loop "
                 "`for _ in optimizer.passes(): ... loss.backward()` before it; or call step(closure)."
             )
+        if found_inf is not None and not self._scaled:
+            raise RuntimeError(
+                "the losses were scaled, so the loop must be `for _ in optimizer.passes(scaler)`: rules that "
+                "compare gradients with anything else need their true size."
+            )
         stage, self._stage = self._stage, "idle"
-        if stage == "ready":
-            self.base.step()
+        if stage == "skip":
+            return loss
+        if found_inf is not None:
+            if float(found_inf):  # only the combined gradient overflowed
+                self.skipped += 1
+                return loss
+            if self.grad_scale is not None:
+                multiply(self.param_groups, 1 / float(self.grad_scale))
+        self._finish()
         return loss
 
-    def _bucketed(self) -> list[Bucket]:
-        buckets: dict[Hashable, Bucket] = {}
-        index = 0
-        for position, group in enumerate(self.param_groups):
-            names = group.get("param_names") or [None] * len(group["params"])
-            for name, param in zip(names, group["params"], strict=True):
-                if param.grad is not None:
-                    trait = self.trait(index, name, param)
-                    key = (position, param.dtype, param.device, trait)
-                    if key not in buckets:
-                        buckets[key] = Bucket(group, [], [], trait)
-                    buckets[key].params.append(param)
-                    buckets[key].indices.append(index)
-                index += 1
-        return list(buckets.values())
+    # -- within a step -------------------------------------------------------------------------------------------
 
-    def _gradient(self) -> Vector:
-        """What backward left in ``.grad``: float32 for half precision, zeros where there is nothing."""
-        tensors = []
-        for bucket in self._buckets:
-            grads = [
-                torch.zeros_like(p) if p.grad is None else p.grad.to_dense() if p.grad.is_sparse else p.grad
-                for p in bucket.params
-            ]
-            tensors.append(duplicate(grads, torch.float32) if bucket.params[0].dtype in _HALF else grads)
-        return Vector(tensors)
+    def _finish(self) -> None:
+        self._step_base_once()
+        self.steps += 1
+        asked, gradient_norm, along = self._observed
+        clean = [one.loss for one in asked if not one.perturbed]
+        moved = [one for one in asked if one.perturbed]
+        self.diagnostics = Diagnostics(
+            passes=sum(one.gradient for one in asked),
+            perturbed=bool(moved),
+            gradient_norm=gradient_norm,
+            perturbation=self._length,
+            cosine=along,
+            clean_loss=clean[0] if clean else None,
+            perturbed_loss=moved[-1].loss if moved else None,
+        )
+        self._reset()
+
+    def _is_finite(self, gradient: Vector) -> bool:
+        finite = math.isfinite(gradient.norm)
+        if self.module.by_rank:  # all skip or none
+            finite = self.module.agreed(float(finite), self._buckets[0].params[0].device) == 1
+        return finite
+
+    def _kept(self, gradient: Vector) -> Vector | None:
+        """A copy that the algorithm cannot overwrite, when `diagnose` needs one."""
+        return gradient.like([duplicate(gs) for gs in gradient.tensors]) if self.diagnose else None
+
+    def _average(self) -> None:
+        grads = list(present(self.param_groups))
+        for dtype in {grad.dtype for grad in grads}:
+            self.module.mean([grad for grad in grads if grad.dtype == dtype])
 
     def _skip(self, number: int) -> None:
-        if not self.skipped:
+        if (
+            not self.skipped and not self._scaled
+        ):  # a scaler looks for the largest scale that fits: inf is its normal
             warnings.warn(
                 f"the gradient of pass {number} is not finite: {type(self).__name__} skips this step and leaves the "
                 "weights as they are. Further ones are skipped silently and counted in optimizer.skipped.",
@@ -256,129 +323,6 @@ class SharpnessAware(Optimizer):
             )
         self.skipped += 1
 
-    def _tell_rounding(self, e: Perturbation, saved: list[list[Tensor]]) -> None:
-        """Warn once if half-precision weights moved by less or more than a tenth off what was asked for."""
-        for bucket, before, direction, length in zip(
-            self._buckets, saved, e.direction.tensors, e.lengths, strict=True
-        ):
-            dtype = bucket.params[0].dtype
-            asked = abs(length) * Vector([direction]).norm if dtype in _HALF else 0.0
-            if not asked:
-                continue
-            moved = duplicate(bucket.params, torch.float32)
-            torch._foreach_sub_(moved, duplicate(before, torch.float32))
-            share = Vector([moved]).norm / asked
-            if abs(share - 1) > 0.1:
-                self._rounding_told = True
-                warnings.warn(
-                    f"rounding to {dtype} changes the perturbation's length to {share:.0%} of what "
-                    f"{type(self).__name__} asked for. Keep the weights in float32 and use torch.autocast.",
-                    RuntimeWarning,
-                    stacklevel=7,
-                )
-                return
-
-    # -- one optimizer with the base -----------------------------------------------------------------------------
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base's groups."""
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.base.param_groups = groups
-
-    @property
-    def state(self) -> Any:
-        """The base's state."""
-        return self.base.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.base.state = state
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as in torch; what it does not set, the algorithm's values included, takes the defaults.
-
-        Raises:
-            SpecError: a value that is not allowed; nothing has been added then.
-        """
-        own = {name: self.defaults[name] for name in self._own}
-        self.check({**self.defaults, **param_group})
-        self.base.add_param_group({**own, **param_group})
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base's ``state_dict`` plus, under "sharpness_aware", the algorithm's name, `skipped` and `memory`."""
-        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
-            pre_hook(self)
-        state_dict = self.base.state_dict()
-        memory = {name: dict(tensors) for name, tensors in self.memory.items()}
-        state_dict[_OWN] = {"algorithm": type(self).__name__, "skipped": self.skipped, "memory": memory}
-        for post_hook in self._optimizer_state_dict_post_hooks.values():
-            state_dict = post_hook(self, state_dict) or state_dict
-        return state_dict
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a `state_dict`, to the same bits.
-
-        Raises:
-            SpecError: it was written by a plain optimizer or by another algorithm, or its memory does not fit the
-                parameters. Nothing has been changed then.
-        """
-        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = pre_hook(self, state_dict) or state_dict
-        own = state_dict.get(_OWN)
-        name = type(self).__name__
-        if own is None:
-            raise SpecError(
-                f"this state_dict has no {_OWN!r} entry, so {name} did not write it. To go on from a plain "
-                f"optimizer's state, load it there and wrap that: {name}(None, base=optimizer)."
-            )
-        if own["algorithm"] != name:
-            raise SpecError(f"this state_dict was written by {own['algorithm']}; {name} cannot continue it.")
-        memory = self._checked_memory(own["memory"])
-        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _OWN})
-        self.skipped, self.memory = int(own["skipped"]), memory
-        self._reset()
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
-
-    def _checked_memory(self, memory: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[int, Tensor]]:
-        params = [param for group in self.param_groups for param in group["params"]]
-        if set(memory) != set(self.remembers):
-            raise SpecError(
-                f"memory of {type(self).__name__}: {sorted(memory)}, expected {sorted(self.remembers)}."
-            )
-        loaded: dict[str, dict[int, Tensor]] = {}
-        for name, tensors in memory.items():
-            loaded[name] = {}
-            for index, tensor in tensors.items():
-                if not 0 <= int(index) < len(params) or tensor.shape != params[int(index)].shape:
-                    raise SpecError(
-                        f"memory {name!r} of parameter {index} has shape {tuple(tensor.shape)}, which no parameter "
-                        f"of this optimizer has at that place ({len(params)} parameters)."
-                    )
-                loaded[name][int(index)] = tensor.to(params[int(index)].device, copy=True)
-        return loaded
-
     def _reset(self) -> None:
-        """Forget everything that only matters within a step."""
-        self._stage = "idle"
-        self._buckets = []
-        self._rounding_told = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        # hooks and a scheduler's wrapper of step stay behind, as in torch
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if name not in ("step", "_stage", "_buckets") and not name.startswith("_optimizer_")
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._reset()
-        super().__setstate__(state)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} over {self.base!r}"
+        super()._reset()
+        self._stage, self._scaled = "idle", False

@@ -12,7 +12,7 @@ from torch.optim import LBFGS, Optimizer
 from steppe.core.errors import SpecError
 from steppe.optim.registry import optimizer_class, reject_unknown
 
-__all__ = ["Base", "Interval", "make_base"]
+__all__ = ["Allowed", "Base", "Interval", "Maybe", "make_base"]
 
 Base: TypeAlias = str | type[Optimizer] | Optimizer
 
@@ -38,6 +38,22 @@ class Interval:
         )
 
 
+@dataclass(frozen=True)
+class Maybe:
+    """None, or what `allowed` holds."""
+
+    allowed: Interval
+
+    def __contains__(self, value: object) -> bool:
+        return value is None or value in self.allowed
+
+    def __str__(self) -> str:
+        return f"None or {self.allowed}"
+
+
+Allowed: TypeAlias = Interval | Maybe | tuple[Any, ...]
+
+
 def make_base(
     owner: str, params: Any, base: Base, base_hyper: Mapping[str, Any], own: Mapping[str, Any]
 ) -> Optimizer:
@@ -50,7 +66,9 @@ def make_base(
     if hasattr(cls, "passes") or issubclass(cls, LBFGS):
         raise SpecError(f"{owner}: {cls.__name__} evaluates the closure itself and cannot be a base.")
     if not isinstance(base, Optimizer):
-        reject_unknown(f"{owner} over {cls.__name__}", base_hyper, [cls], own)
+        reject_unknown(
+            f"{owner} over {cls.__name__}", base_hyper, [cls], [*own, "model", "sync", "restore", "seed"]
+        )
         return cls(params, **base_hyper)
     if base_hyper:
         reject_unknown(f"{owner} over {cls.__name__}", base_hyper, [cls], own)

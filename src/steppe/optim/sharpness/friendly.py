@@ -2,19 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steppe.optim.sharpness.ascent import steepest
-from steppe.optim.sharpness.base import Algorithm, Base, Interval, SharpnessAware
+from steppe.optim.sharpness.ascent import Perturbation, steepest
+from steppe.optim.sharpness.base import Base, Interval
+from steppe.optim.sharpness.composition import Ascent, Composition, Hyper, Parts
 from steppe.optim.sharpness.vectors import Vector, duplicate
 
-__all__ = ["FriendlySAM"]
+__all__ = ["FriendlyAscent", "FriendlySAM"]
 
 
-class FriendlySAM(SharpnessAware):
+class FriendlyAscent(Ascent):
+    """e = rho · d / ‖d‖ with d = g − sigma · m, m the moving average of g."""
+
+    hyper = {  # noqa: RUF012
+        "sigma": Hyper(1.0, Interval(0)),
+        "lmbda": Hyper(0.9, Interval(0, 1)),
+        "form": Hyper("code", ("code", "paper")),
+    }
+    remembers = ("m",)
+    keeps_gradient = True
+
+    def trait(self, index: int, name: str | None, param: Tensor) -> bool:
+        """Whether the parameter has an average yet."""
+        return index in self.optimizer.memory["m"]
+
+    def perturbation(self, g: Vector, rho: Sequence[float]) -> Perturbation:
+        """The direction is d = a · g − b · m, with the paper's updated m written out."""
+        directions = []
+        for bucket, gs in zip(g.buckets, g.tensors, strict=True):
+            paper = self.of(bucket.group, "form") == "paper"
+            sigma, lmbda = self.of(bucket.group, "sigma"), self.of(bucket.group, "lmbda")
+            if not self.trait_of(bucket):
+                directions.append(list(torch._foreach_mul(gs, 1 - sigma)) if paper else gs)
+                continue
+            a, b = (1 - sigma * (1 - lmbda), sigma * lmbda) if paper else (1.0, sigma)
+            ds = list(torch._foreach_mul(gs, a))
+            torch._foreach_add_(ds, [self.optimizer.memory["m"][i] for i in bucket.indices], alpha=-b)
+            directions.append(ds)
+        return steepest(g.like(directions), rho)
+
+    def update(self, g: Vector) -> None:
+        """m ← lmbda · m + (1 − lmbda) · g, or g where there is no m yet."""
+        memory = self.optimizer.memory["m"]
+        for bucket, gs in zip(g.buckets, g.tensors, strict=True):
+            if self.trait_of(bucket):
+                averages = [memory[i] for i in bucket.indices]
+                torch._foreach_lerp_(averages, gs, 1 - self.of(bucket.group, "lmbda"))
+            else:
+                memory.update(zip(bucket.indices, duplicate(gs), strict=True))
+
+
+class FriendlySAM(Composition):
     """Friendly-SAM: perturb along the batch's noise only, the gradient minus its moving average.
 
     Li, Zhou, He, Cheng, Huang 2024, arXiv:2403.12350, Algorithm 1, with g = ∇L(w) and m = g at first ::
@@ -37,16 +80,10 @@ class FriendlySAM(SharpnessAware):
         sigma: share of the average that is taken away, >= 0; default the official class's.
         lmbda: decay of the average, in [0, 1]; default the official class's.
         form: "code" or "paper", see above.
-        base_hyper: hyper-parameters of the base.
+        rest: hyper-parameters of the base, and what `SharpnessAware` takes.
     """
 
-    allowed = {  # noqa: RUF012
-        "rho": Interval(0),
-        "sigma": Interval(0),
-        "lmbda": Interval(0, 1),
-        "form": ("code", "paper"),
-    }
-    remembers = ("m",)
+    parts = Parts(ascent=FriendlyAscent)
 
     def __init__(
         self,
@@ -57,44 +94,6 @@ class FriendlySAM(SharpnessAware):
         sigma: float = 1.0,
         lmbda: float = 0.9,
         form: str = "code",
-        **base_hyper: Any,
+        **rest: Any,
     ) -> None:
-        super().__init__(params, base, base_hyper, rho=rho, sigma=sigma, lmbda=lmbda, form=form)
-
-    def trait(self, index: int, name: str | None, param: Tensor) -> bool:
-        """Whether the parameter has an average yet."""
-        return index in self.memory["m"]
-
-    def algorithm(self) -> Algorithm:
-        """∇L(w), then ∇L(w + e)."""
-        g = yield
-        with self.perturbed(steepest(self.friendly(g), self.hyper("rho"))):
-            yield
-        self.update(g)
-
-    def friendly(self, g: Vector) -> Vector:
-        """The direction d = a · g − b · m, with the paper's updated m written out."""
-        directions = []
-        for bucket, gs in zip(self.buckets, g.tensors, strict=True):
-            paper, sigma, lmbda = (
-                bucket.group["form"] == "paper",
-                bucket.group["sigma"],
-                bucket.group["lmbda"],
-            )
-            if not bucket.trait:
-                directions.append(list(torch._foreach_mul(gs, 1 - sigma)) if paper else gs)
-                continue
-            a, b = (1 - sigma * (1 - lmbda), sigma * lmbda) if paper else (1.0, sigma)
-            ds = list(torch._foreach_mul(gs, a))
-            torch._foreach_add_(ds, [self.memory["m"][i] for i in bucket.indices], alpha=-b)
-            directions.append(ds)
-        return Vector(directions)
-
-    def update(self, g: Vector) -> None:
-        """m ← lmbda · m + (1 − lmbda) · g, or g where there is no m yet."""
-        for bucket, gs in zip(self.buckets, g.tensors, strict=True):
-            if bucket.trait:
-                averages = [self.memory["m"][i] for i in bucket.indices]
-                torch._foreach_lerp_(averages, gs, 1 - bucket.group["lmbda"])
-            else:
-                self.memory["m"].update(zip(bucket.indices, duplicate(gs), strict=True))
+        super().__init__(params, base, rest, rho=rho, sigma=sigma, lmbda=lmbda, form=form)

@@ -40,7 +40,7 @@ class GAM(SharpnessAware):
         beta: weight of g0 against g2, in [0, 1] (code: grad_beta_0).
         gamma: weight of the orthogonal part, >= 0.
         form: "code" or "paper", see above.
-        base_hyper: hyper-parameters of the base.
+        rest: hyper-parameters of the base, and what `SharpnessAware` takes.
     """
 
     allowed = {  # noqa: RUF012
@@ -63,12 +63,12 @@ class GAM(SharpnessAware):
         beta: float = 0.5,
         gamma: float = 0.03,
         form: str = "code",
-        **base_hyper: Any,
+        **rest: Any,
     ) -> None:
         super().__init__(
             params,
             base,
-            base_hyper,
+            rest,
             rho=rho,
             rho_prime=rho_prime,
             alpha=alpha,

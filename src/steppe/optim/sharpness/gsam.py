@@ -2,21 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from steppe.core.errors import SpecError
-from steppe.optim.sharpness.ascent import Perturbation, elementwise, magnitudes, steepest
-from steppe.optim.sharpness.base import Algorithm, Base, Interval, SharpnessAware
+from steppe.optim.sharpness.ascent import Perturbation, magnitudes, steepest
+from steppe.optim.sharpness.base import Base, Interval
+from steppe.optim.sharpness.composition import Composition, Descent, Hyper, Parts, Radius
+from steppe.optim.sharpness.construction import Maybe
 from steppe.optim.sharpness.descent import surrogate_gap
+from steppe.optim.sharpness.sam import SteepestAscent
 from steppe.optim.sharpness.vectors import Vector
 
-__all__ = ["GSAM", "rho_of_lr"]
+__all__ = ["GSAM", "RadiusOfLr", "ScaledAscent", "SurrogateGapDescent", "rho_of_lr"]
 
 
-class GSAM(SharpnessAware):
+class ScaledAscent(SteepestAscent):
+    """`SteepestAscent`; where `adaptive` with ``form="paper"`` e = rho · |w| ⊙ g / ‖g‖."""
+
+    hyper = {**SteepestAscent.hyper, "form": Hyper("code", ("code", "paper"))}  # noqa: RUF012
+
+    def perturbation(self, g: Vector, rho: Sequence[float]) -> Perturbation:
+        """See the class."""
+        if self.one("form") == "code":
+            return super().perturbation(g, rho)
+        scaled = [
+            list(torch._foreach_mul(gs, magnitudes(bucket))) if self.of(bucket.group, "adaptive") else gs
+            for bucket, gs in zip(g.buckets, g.tensors, strict=True)
+        ]
+        return Perturbation(g.like(scaled), steepest(g, rho).lengths)
+
+
+class RadiusOfLr(Radius):
+    """rho, or with `rho_min` the radius that goes with the present learning rate, see `rho_of_lr`."""
+
+    hyper = {  # noqa: RUF012
+        **Radius.hyper,
+        "rho_min": Hyper(None, Maybe(Interval(0))),
+        "lr_max": Hyper(None, Maybe(Interval(0))),
+        "lr_min": Hyper(0.0, Interval(0)),
+    }
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """The schedule is complete."""
+        rho, rho_min, lr_max, lr_min = (
+            self.of(group, name) for name in ("rho", "rho_min", "lr_max", "lr_min")
+        )
+        if rho_min is None:
+            return
+        if rho_min not in Interval(0, rho):
+            raise SpecError(f"rho_min={rho_min!r}, but it must be a number in [0, rho={rho}].")
+        if lr_max not in Interval(lr_min):
+            raise SpecError(
+                f"rho_min ties rho to the learning rate, so lr_max must be a number >= lr_min={lr_min} "
+                f"(the schedule's highest learning rate), not {lr_max!r}."
+            )
+
+    def rho(self) -> list[float]:
+        """See the class."""
+        return [self._radius(bucket.group) for bucket in self.optimizer.buckets]
+
+    def _radius(self, group: Mapping[str, Any]) -> float:
+        rho, rho_min, lr_max, lr_min = (
+            self.of(group, name) for name in ("rho", "rho_min", "lr_max", "lr_min")
+        )
+        return rho if rho_min is None else rho_of_lr(float(group["lr"]), rho, rho_min, lr_max, lr_min)
+
+
+class SurrogateGapDescent(Descent):
+    """p − alpha · g⊥p, or with ``minimize="clean"`` g + alpha · p⊥g."""
+
+    hyper = {  # noqa: RUF012
+        "alpha": Hyper(0.4, Interval(0)),
+        "minimize": Hyper("perturbed", ("perturbed", "clean")),
+    }
+    keeps_gradient = True
+
+    def combined(self, g: Vector, p: Vector) -> Vector:
+        """See the class."""
+        return surrogate_gap(g, p, self.each("alpha"), [each == "clean" for each in self.each("minimize")])
+
+
+class GSAM(Composition):
     """GSAM: SAM that also closes the surrogate gap h = L(w + e) − L(w).
 
     Zhuang et al. 2022, arXiv:2203.08065, Algorithm 1, with g = ∇L(w), p = ∇L(w + e) and a⊥b the part of a that is
@@ -45,17 +114,10 @@ class GSAM(SharpnessAware):
         rho_min: smallest radius of the schedule, <= rho; None for no schedule.
         lr_max: learning rate at which the radius is rho; needed with rho_min.
         lr_min: learning rate at which the radius is rho_min.
-        base_hyper: hyper-parameters of the base.
+        rest: hyper-parameters of the base, and what `SharpnessAware` takes.
     """
 
-    allowed = {  # noqa: RUF012
-        "rho": Interval(0),
-        "alpha": Interval(0),
-        "adaptive": (False, True),
-        "form": ("code", "paper"),
-        "minimize": ("perturbed", "clean"),
-        "lr_min": Interval(0),
-    }
+    parts = Parts(ascent=ScaledAscent, radius=RadiusOfLr, descent=SurrogateGapDescent)
 
     def __init__(
         self,
@@ -70,12 +132,12 @@ class GSAM(SharpnessAware):
         rho_min: float | None = None,
         lr_max: float | None = None,
         lr_min: float = 0.0,
-        **base_hyper: Any,
+        **rest: Any,
     ) -> None:
         super().__init__(
             params,
             base,
-            base_hyper,
+            rest,
             rho=rho,
             alpha=alpha,
             adaptive=adaptive,
@@ -86,47 +148,6 @@ class GSAM(SharpnessAware):
             lr_min=lr_min,
         )
 
-    def check(self, group: Mapping[str, Any]) -> None:
-        """Also: the schedule is complete."""
-        super().check(group)
-        if group["rho_min"] is None:
-            return
-        if group["rho_min"] not in Interval(0, group["rho"]):
-            raise SpecError(
-                f"GSAM: rho_min={group['rho_min']!r}, but it must be a number in [0, rho={group['rho']}]."
-            )
-        if group["lr_max"] not in Interval(group["lr_min"]):
-            raise SpecError(
-                f"GSAM: rho_min ties rho to the learning rate, so lr_max must be a number >= lr_min={group['lr_min']} "
-                f"(the schedule's highest learning rate), not {group['lr_max']!r}."
-            )
-
-    def algorithm(self) -> Algorithm:
-        """∇L(w), then ∇L(w + e), then their combination."""
-        g = yield
-        with self.perturbed(self.ascent(g)):
-            p = yield
-        clean = [minimize == "clean" for minimize in self.hyper("minimize")]
-        self.descend(surrogate_gap(g, p, self.hyper("alpha"), clean))
-
-    def ascent(self, g: Vector) -> Perturbation:
-        """e, by the groups' `adaptive` and `form`."""
-        rho = [_radius(bucket.group) for bucket in self.buckets]
-        adaptive = self.hyper("adaptive")
-        if not any(adaptive):
-            return steepest(g, rho)
-        sizes = [
-            magnitudes(bucket) if yes else None for bucket, yes in zip(self.buckets, adaptive, strict=True)
-        ]
-        if "paper" not in self.hyper("form"):
-            return elementwise(g, rho, sizes)
-        e = steepest(g, rho)
-        scaled = [
-            gs if ss is None else list(torch._foreach_mul(gs, ss))
-            for gs, ss in zip(g.tensors, sizes, strict=True)
-        ]
-        return Perturbation(Vector(scaled), e.lengths)
-
 
 def rho_of_lr(lr: float, rho: float, rho_min: float, lr_max: float, lr_min: float = 0.0) -> float:
     """The radius that goes with a learning rate: rho at lr_max, rho_min at lr_min, linear between.
@@ -136,10 +157,3 @@ def rho_of_lr(lr: float, rho: float, rho_min: float, lr_max: float, lr_min: floa
     if lr_max == lr_min:
         return rho
     return rho_min + (rho - rho_min) * min(max((lr - lr_min) / (lr_max - lr_min), 0.0), 1.0)
-
-
-def _radius(group: Mapping[str, Any]) -> float:
-    rho: float = group["rho"]
-    if group["rho_min"] is None:
-        return rho
-    return rho_of_lr(float(group["lr"]), rho, group["rho_min"], group["lr_max"], group["lr_min"])

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from steppe.optim.sharpness.ascent import elementwise, magnitudes, steepest
-from steppe.optim.sharpness.base import Algorithm, Base, Interval, SharpnessAware
+from steppe.optim.sharpness.ascent import Perturbation, elementwise, magnitudes, steepest
+from steppe.optim.sharpness.base import Base
+from steppe.optim.sharpness.composition import Ascent, Composition, Hyper, Parts
+from steppe.optim.sharpness.vectors import Vector
 
-__all__ = ["SAM"]
+__all__ = ["SAM", "SteepestAscent"]
 
 
-class SAM(SharpnessAware):
+class SteepestAscent(Ascent):
+    """e = rho · g / ‖g‖, or where `adaptive` e = rho · w² ⊙ g / ‖ |w| ⊙ g ‖."""
+
+    hyper = {"adaptive": Hyper(False, (False, True))}  # noqa: RUF012
+
+    def perturbation(self, g: Vector, rho: Sequence[float]) -> Perturbation:
+        """See the class."""
+        adaptive = self.each("adaptive")
+        if not any(adaptive):
+            return steepest(g, rho)
+        scales = [magnitudes(b) if yes else None for b, yes in zip(g.buckets, adaptive, strict=True)]
+        return elementwise(g, rho, scales)
+
+
+class SAM(Composition):
     """SAM: descend along the gradient at the worst point of a ball around the weights.
 
     Foret, Kleiner, Mobahi, Neyshabur 2021, arXiv:2010.01412, Algorithm 1, with g = ∇L(w) ::
@@ -29,10 +46,10 @@ class SAM(SharpnessAware):
         base: see `SharpnessAware`.
         rho: radius, >= 0; default the paper's for CIFAR. With ``adaptive=True`` davda54 recommends 2.0.
         adaptive: scale the perturbation by |w|.
-        base_hyper: hyper-parameters of the base.
+        rest: hyper-parameters of the base, and what `SharpnessAware` takes.
     """
 
-    allowed = {"rho": Interval(0), "adaptive": (False, True)}  # noqa: RUF012
+    parts = Parts(ascent=SteepestAscent)
 
     def __init__(
         self,
@@ -41,18 +58,6 @@ class SAM(SharpnessAware):
         *,
         rho: float = 0.05,
         adaptive: bool = False,
-        **base_hyper: Any,
+        **rest: Any,
     ) -> None:
-        super().__init__(params, base, base_hyper, rho=rho, adaptive=adaptive)
-
-    def algorithm(self) -> Algorithm:
-        """∇L(w), then ∇L(w + e)."""
-        g = yield
-        if any(self.hyper("adaptive")):
-            scales = [magnitudes(bucket) if bucket.group["adaptive"] else None for bucket in self.buckets]
-            e = elementwise(g, self.hyper("rho"), scales)
-        else:
-            e = steepest(g, self.hyper("rho"))
-        with self.perturbed(e):
-            del g, e
-            yield
+        super().__init__(params, base, rest, rho=rho, adaptive=adaptive)

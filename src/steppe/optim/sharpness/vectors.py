@@ -1,20 +1,22 @@
 """Vectors over all parameters of a step, in lists that the foreach kernels take whole.
 
-A `Vector` holds one list of tensors per `Bucket` (parameters that share group, dtype and device), so a rule that
-differs between groups is one number per bucket, and the number of kernel launches does not depend on the number of
-tensors. Lengths and cosines are Python floats: one transfer from the device each.
+A `Vector` holds one list of tensors per `Bucket` (parameters that share group, dtype, device and layout over ranks),
+so a rule that differs between groups is one number per bucket, and the number of kernel launches does not depend on
+the number of tensors. Lengths and cosines are Python floats: one transfer from the device each.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 __all__ = ["Bucket", "Vector", "combine", "cosine", "difference", "duplicate"]
 
@@ -25,55 +27,82 @@ class Bucket:
 
     Attributes:
         group: their entry in ``param_groups``.
-        params: the parameters.
+        owners: the parameters.
+        params: what is computed with: the parameters, or the shards that this rank holds of them.
         indices: their positions over all groups, the keys of ``state_dict()["state"]``.
         trait: what else they share, see `SharpnessAware.trait`.
+        ranks: process groups over which the parameters are sharded; none where every rank has them whole.
     """
 
     group: dict[str, Any]
+    owners: list[Tensor]
     params: list[Tensor]
     indices: list[int]
-    trait: Hashable
+    trait: Hashable = None
+    ranks: tuple[Any, ...] = field(default=())
+
+    def total(self, values: Tensor, order: float = 2) -> Tensor:
+        """Norms of what this rank holds -> norms of the whole, elementwise."""
+        for ranks in self.ranks:
+            values = values.clone() if order == math.inf else values.square()
+            dist.all_reduce(values, dist.ReduceOp.MAX if order == math.inf else dist.ReduceOp.SUM, ranks)
+            values = values if order == math.inf else values.sqrt()
+        return values
 
 
 class Vector:
     """One tensor per parameter: ``tensors[b][i]`` belongs to ``buckets[b].params[i]``."""
 
-    def __init__(self, tensors: list[list[Tensor]]) -> None:
-        self.tensors = tensors
+    def __init__(self, buckets: Sequence[Bucket], tensors: list[list[Tensor]]) -> None:
+        self.buckets, self.tensors = buckets, tensors
+
+    def like(self, tensors: list[list[Tensor]]) -> Vector:
+        """A vector over the same parameters."""
+        return Vector(self.buckets, tensors)
+
+    @cached_property
+    def norms(self) -> list[float]:
+        """2-norm of each bucket, accumulated in its own precision; 0 for no tensors.
+
+        They are finite exactly when every number is: where squares overflow, the tensors are scaled down first.
+        """
+        norms = self._norms(2)
+        if math.inf not in norms:
+            return norms
+        largest = max(self._norms(math.inf))
+        if not math.isfinite(largest):
+            return norms
+        scaled = self.like([list(torch._foreach_mul(xs, 1 / largest)) for xs in self.tensors])
+        return [largest * norm for norm in scaled.norms]
 
     @cached_property
     def norm(self) -> float:
-        """2-norm over all tensors, accumulated in their own precision; 0 for no tensors.
+        """2-norm over all tensors."""
+        return math.hypot(*self.norms)
 
-        It is finite exactly when every number is: where squares overflow, the tensors are scaled down first.
-        """
-        norm = self._norm(2)
-        if norm != math.inf:
-            return norm
-        largest = self._norm(math.inf)
-        if largest == math.inf:
-            return largest
-        return largest * Vector([list(torch._foreach_mul(xs, 1 / largest)) for xs in self.tensors]).norm
-
-    def _norm(self, order: float) -> float:
-        norms = [norm for xs in self.tensors for norm in torch._foreach_norm(xs, order)]
-        if not norms:
-            return 0.0
-        return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]), order).item()
+    def _norms(self, order: float) -> list[float]:
+        totals = []
+        for bucket, xs in zip(self.buckets, self.tensors, strict=True):
+            each = torch.stack(torch._foreach_norm(xs, order))
+            totals.append(bucket.total(torch.linalg.vector_norm(each, order), order))
+        if not totals:
+            return []
+        widest = functools.reduce(torch.promote_types, [total.dtype for total in totals])
+        return torch.stack([total.to(totals[0].device, widest) for total in totals]).tolist()
 
 
 def combine(x: Vector, a: Sequence[float], y: Vector, b: Sequence[float]) -> Vector:
     """The vector a·x + b·y with one a and one b per bucket, written over x, which must not be used afterwards."""
     for xs, ys, each_a, each_b in zip(x.tensors, y.tensors, a, b, strict=True):
-        torch._foreach_mul_(xs, each_a)
+        if each_a != 1:
+            torch._foreach_mul_(xs, each_a)
         torch._foreach_add_(xs, ys, alpha=each_b)
-    return Vector(x.tensors)
+    return x.like(x.tensors)
 
 
 def difference(x: Vector, y: Vector) -> Vector:
     """The vector x − y."""
-    return Vector([list(torch._foreach_sub(xs, ys)) for xs, ys in zip(x.tensors, y.tensors, strict=True)])
+    return x.like([list(torch._foreach_sub(xs, ys)) for xs, ys in zip(x.tensors, y.tensors, strict=True)])
 
 
 def cosine(x: Vector, y: Vector) -> float:
@@ -83,7 +112,7 @@ def cosine(x: Vector, y: Vector) -> float:
     """
     if min(x.norm, y.norm) < 1e-30:
         return 0.0
-    total = Vector([list(torch._foreach_mul(xs, 1 / x.norm)) for xs in x.tensors])
+    total = x.like([list(torch._foreach_mul(xs, 1 / x.norm)) for xs in x.tensors])
     for sums, ys in zip(total.tensors, y.tensors, strict=True):
         torch._foreach_add_(sums, ys, alpha=1 / y.norm)
     return total.norm**2 / 2 - 1

@@ -1,0 +1,170 @@
+"""Moving weights, and bringing them back."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steppe.core.seeding import derive
+from steppe.optim.sharpness.ascent import Perturbation
+from steppe.optim.sharpness.rounding import HALF, add_rounding_randomly
+from steppe.optim.sharpness.sharing import OneWithBase
+from steppe.optim.sharpness.vectors import Bucket, Vector, duplicate
+
+__all__ = ["Perturbs"]
+
+
+class Perturbs(OneWithBase):
+    """The half of `SharpnessAware` that touches weights.
+
+    Attributes:
+        seed: of what the algorithm draws.
+        restore: how weights come back, see `SharpnessAware`.
+        diagnose: whether the applied perturbation is measured.
+    """
+
+    seed: int
+    restore: Literal["copy", "subtract"]
+    diagnose: bool
+    _buckets: list[Bucket]
+    _saved: list[list[Tensor] | None]
+    _taken_away: list[Perturbation]
+    _correction: Perturbation | None
+    _length: float
+    _stepped: bool
+    _shifts: int
+    _rounding_checked: bool
+
+    @property
+    def buckets(self) -> Sequence[Bucket]:
+        """The parameters of this step, known after the first ``yield``."""
+        return self._buckets
+
+    def stream(self, *names: str | int, device: torch.device | None = None) -> torch.Generator:
+        """A generator for this step: a function of seed, names and `steps`, so it is the same on every rank."""
+        seed = derive(self.seed, type(self).__name__, *names, self.steps)
+        return torch.Generator(device or "cpu").manual_seed(seed)
+
+    @contextmanager
+    def perturbed(self, e: Perturbation) -> Iterator[None]:
+        """Add e to the weights; on leaving, however that happens, they come back bit for bit (see `restore`)."""
+        self._saved, self._taken_away = [None] * len(self._buckets), []
+        try:
+            self.shift(e)
+            del e  # its memory is free for the pass
+            yield
+        finally:
+            for e in reversed(self._taken_away):
+                self._add(e, -1)
+            for bucket, values in zip(self._buckets, self._saved, strict=True):
+                if values is not None:
+                    torch._foreach_copy_(bucket.params, values)
+            self._saved, self._taken_away = [], []
+
+    def shift(self, e: Perturbation) -> None:
+        """Add e to the weights, inside a `perturbed` block that undoes it."""
+        first = not self._taken_away and all(values is None for values in self._saved)
+        for number, (bucket, length) in enumerate(zip(self._buckets, e.lengths, strict=True)):
+            if length and self._saved[number] is None and self._copies(bucket):
+                self._saved[number] = duplicate(bucket.params)
+        if not all(self._copies(bucket) for bucket in self._buckets):
+            self._taken_away.append(e)
+        self._add(e)
+        self._length = e.norm_if_known if first else math.nan
+        half = any(bucket.params[0].dtype in HALF for bucket in self._buckets)
+        if self.diagnose or (half and not self._rounding_checked):
+            self._measure(e, half)
+
+    def correct(self, e: Perturbation) -> None:
+        """Add e to the weights after the base's step, outside its momentum and scaling."""
+        self._correction = e
+
+    @contextmanager
+    def provisional(self) -> Iterator[None]:
+        """Around an algorithm that calls `step_base`: what does not complete leaves weights and base as before."""
+        weights = [duplicate(bucket.params) for bucket in self._buckets]
+        buckets, groups = self._buckets, [dict(group) for group in self.param_groups]
+        state = {param: copy.deepcopy(values) for param, values in self.state.items()}
+        try:
+            yield
+        except BaseException:
+            for bucket, values in zip(buckets, weights, strict=True):
+                torch._foreach_copy_(bucket.params, values)
+            for group, before in zip(self.param_groups, groups, strict=True):
+                group.update(before)
+            self.state.clear()
+            self.state.update(state)
+            raise
+
+    def step_base(self) -> None:
+        """Step the base now, inside `provisional`; `step` will not step it again."""
+        self.base.step()
+        self._stepped = True
+
+    # -- within a step -------------------------------------------------------------------------------------------
+
+    @property
+    def _is_perturbed(self) -> bool:
+        return bool(self._taken_away) or any(values is not None for values in self._saved)
+
+    def _copies(self, bucket: Bucket) -> bool:
+        return (
+            self.restore == "copy" or bucket.params[0].dtype in HALF
+        )  # random rounding cannot be taken away
+
+    def _add(self, e: Perturbation, sign: int = 1) -> None:
+        for number, (bucket, direction, length) in enumerate(
+            zip(e.direction.buckets, e.direction.tensors, e.lengths, strict=True)
+        ):
+            if not length:
+                continue
+            if bucket.params[0].dtype in HALF:
+                if sign > 0:
+                    stream = self.stream("rounding", self._shifts, number, device=bucket.params[0].device)
+                    add_rounding_randomly(bucket.params, direction, length, stream)
+            else:
+                torch._foreach_add_(bucket.params, direction, alpha=sign * length)
+        self._shifts += 1
+
+    def _measure(self, e: Perturbation, half: bool) -> None:
+        """Measure the perturbation as applied; warn once if rounding makes it longer or shorter by a tenth."""
+        if any(length and saved is None for length, saved in zip(e.lengths, self._saved, strict=True)):
+            self._length = e.norm  # without a copy of the weights there is nothing to compare with
+            return
+        moved = []
+        for bucket, saved in zip(self._buckets, self._saved, strict=True):
+            wide = torch.float32 if bucket.params[0].dtype in HALF else None
+            now = duplicate(bucket.params, wide)
+            torch._foreach_sub_(now, now if saved is None else duplicate(saved, wide))
+            moved.append(now)
+        self._length = Vector(self._buckets, moved).norm
+        if not half or self._rounding_checked:
+            return
+        self._rounding_checked = True
+        if abs(self._length - e.norm) > 0.1 * e.norm:
+            warnings.warn(
+                f"the weights' precision makes the perturbation {self._length / e.norm:.0%} as long as "
+                f"{type(self).__name__} asks for (its mean is right). Keep the weights in float32 and use "
+                "torch.autocast.",
+                RuntimeWarning,
+                stacklevel=8,
+            )
+
+    def _step_base_once(self) -> None:
+        if not self._stepped:
+            self.base.step()
+        if self._correction is not None:
+            with torch.no_grad():
+                self._add(self._correction)
+
+    def _reset(self) -> None:
+        self._buckets, self._saved, self._taken_away = [], [], []
+        self._correction, self._length = None, math.nan
+        self._stepped, self._shifts = False, 0
