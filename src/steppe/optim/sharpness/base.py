@@ -43,8 +43,8 @@ class SharpnessAware(Perturbs):
 
     The base owns ``param_groups`` and ``state``; this object shares both, so schedulers, checkpoints and clipping
     (``optimizer.base.register_step_pre_hook``) see one optimizer. Own hyper-parameters live in ``param_groups``, may
-    differ between groups and may be changed at any time. Norms and inner products run over all groups, and over all
-    shards of a sharded parameter.
+    differ between groups and may be changed at any time; one that the base has too stands under
+    ``sharpness_<name>``. Norms and inner products run over all groups, and over all shards of a sharded parameter.
 
     A parameter takes part in a step when the first pass gives it a gradient; if a later pass gives it none, that
     gradient counts as zero. One that first gets a gradient in a later pass is not perturbed, and the base steps it
@@ -103,6 +103,9 @@ class SharpnessAware(Perturbs):
         self.skipped = self.steps = 0
         self.memory, self.numbers = {name: {} for name in self.remembers}, {}
         self.diagnose, self.diagnostics = False, None
+        # where the base has a hyper-parameter of the same name (RMSprop an alpha), both live on
+        self._keys = {key: f"sharpness_{key}" if key in self.base.defaults else key for key in own}
+        own = {self._keys[key]: value for key, value in own.items()}
         self._own, self._rounding_checked = tuple(own), False
         self._reset()
         groups, state = self.base.param_groups, self.base.state
@@ -136,15 +139,20 @@ class SharpnessAware(Perturbs):
     def check(self, group: Mapping[str, Any]) -> None:
         """Raise a `SpecError` if a hyper-parameter of `group` has a value that is not allowed."""
         for name, allowed in self.allowed.items():
-            if group[name] not in allowed:
+            value = group[self.key(name)]
+            if value not in allowed:
                 what = (
                     f"one of {', '.join(map(repr, allowed))}" if isinstance(allowed, tuple) else str(allowed)
                 )
-                raise SpecError(f"{type(self).__name__}: {name}={group[name]!r}, but it must be {what}.")
+                raise SpecError(f"{type(self).__name__}: {name}={value!r}, but it must be {what}.")
 
     def hyper(self, name: str) -> list[Any]:
         """The present value of a hyper-parameter, one per bucket."""
-        return [bucket.group[name] for bucket in self._buckets]
+        return [bucket.group[self.key(name)] for bucket in self._buckets]
+
+    def key(self, name: str) -> str:
+        """The key in ``param_groups`` of an own hyper-parameter: its name, or apart from the base's of that name."""
+        return self._keys.get(name, name)
 
     def common(self, name: str) -> Any:
         """The present value of a hyper-parameter that decides for all groups at once.
@@ -152,7 +160,7 @@ class SharpnessAware(Perturbs):
         Raises:
             SpecError: groups differ in it.
         """
-        first, *others = (group[name] for group in self.param_groups)
+        first, *others = (group[self.key(name)] for group in self.param_groups)
         if any(other != first for other in others):
             raise SpecError(
                 f"{type(self).__name__}: {name} decides for all groups at once; give all the same."

@@ -44,7 +44,7 @@ class Part:
 
     def of(self, group: Mapping[str, Any], name: str) -> Any:
         """The present value of a hyper-parameter in a group."""
-        return group[self.keys[name]]
+        return group[self.optimizer.key(self.keys[name])]
 
     def each(self, name: str) -> list[Any]:
         """The present value of a hyper-parameter, one per bucket."""

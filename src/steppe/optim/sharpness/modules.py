@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from steppe.core.errors import SpecError
@@ -79,12 +80,15 @@ class Module:
 
 @contextmanager
 def _frozen_statistics(model: nn.Module) -> Iterator[None]:
-    # in training, a layer that does not track uses the batch's statistics and updates nothing, its counter included
     layers = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats and m.training]
+    momenta = [layer.momentum for layer in layers]
     for layer in layers:
-        layer.track_running_stats = False
+        if isinstance(layer, _InstanceNorm):
+            layer.momentum = 0.0
+        else:  # a layer that does not track uses the batch's statistics and updates nothing, its counter included
+            layer.track_running_stats = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.track_running_stats, layer.momentum = True, momentum
