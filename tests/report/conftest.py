@@ -30,6 +30,15 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], int, float]] = {
 }
 STEPS, EPOCHS = 290, 6
 
+# what a healthy sharpness-aware optimizer tells of its steps
+HEALTHY = {
+    "perturbed": 1.0,
+    "surrogate_gap": 0.0021,
+    "cosine": 0.93,
+    "gradient_norm": 0.044,
+    "skipped": 0.0,
+}
+
 Maker = Callable[..., Store]
 
 
@@ -48,9 +57,14 @@ def make_study(
     failed: Mapping[str, str] | None = None,
     running: Sequence[str] = (),
     tested: bool = True,
+    steps: Mapping[str, Mapping[str, float | None]] | None = None,
     **spec: Any,
 ) -> Store:
-    """A study folder; trials of ``failed`` (by optimizer) carry its error, those of ``running`` stopped half-way."""
+    """A study folder; trials of ``failed`` (by optimizer) carry its error, those of ``running`` stopped half-way.
+
+    ``steps`` changes what an optimizer tells of its steps from `HEALTHY`, by its label or by "part/label"; a None is
+    not told.
+    """
     rng = np.random.default_rng(0)
     problem = {
         "kind": "stock_factor",
@@ -99,6 +113,11 @@ def make_study(
                     store.set_state(trial, "running")
                     stop = 3 if label in running or label in failed else EPOCHS - rng.integers(0, 3)
                     seconds = passes * rng.uniform(3.8, 4.4)
+                    told: dict[str, float | None] = {}
+                    if "base" in settings:
+                        told = HEALTHY | {"gradients": float(passes), "perturbation": settings["rho"]}
+                        for key in (label, f"{part}/{label}"):
+                            told |= (steps or {}).get(key, {})
                     for epoch in range(1, int(stop) + 1):
                         ic = (
                             (0.075 + lift) * (1 - math.exp(-epoch / 1.5))
@@ -113,7 +132,8 @@ def make_study(
                                 "validation_ic": ic,
                                 "validation_ir": 11 * ic + rng.normal(0, 0.02),
                                 "validation_rank_ic": 1.1 * ic,
-                            },
+                            }
+                            | _step_metrics(told, epoch, seed),
                             gradient_evaluations=STEPS * passes * epoch,
                             forward_evaluations=STEPS * passes * epoch,
                             seconds=seconds * epoch,
@@ -137,6 +157,16 @@ def make_study(
     if tested and done:
         _write_tables(store, rng, {label: optimizers[label][2] for label in done}, seeds, parts, dates)
     return store
+
+
+def _step_metrics(told: Mapping[str, float | None], epoch: int, seed: int) -> dict[str, float]:
+    """Gaps shrink and gradients part over the epochs."""
+    known = {name: value for name, value in told.items() if value is not None}
+    if "surrogate_gap" in known:
+        known["surrogate_gap"] *= 1 + 1 / epoch + 0.05 * seed
+    if "cosine" in known:
+        known["cosine"] **= 0.5 + epoch / 4 + 0.05 * seed
+    return {f"step_{name}": value for name, value in known.items()}
 
 
 def _write_tables(

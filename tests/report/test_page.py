@@ -67,7 +67,7 @@ def test_complete_page(study: Maker) -> None:
     assert path == store.folder / "report.html"
     page = Page(path)
     assert path.read_text("utf-8").count(get_plotlyjs()[:400]) == 1
-    order = ["verdict", "leaderboard", "training", "test", "cost", "limits", "settings"]
+    order = ["verdict", "leaderboard", "training", "perturbation", "test", "cost", "limits", "settings"]
     assert [section for section in page.sections if section] == order
     for label in OPTIMIZERS:
         for section in ("leaderboard", "training", "test", "cost", "settings"):
@@ -96,28 +96,28 @@ def test_simulated_stands_beside_every_block_of_numbers(study: Maker, simulated:
         assert "Simulated data" not in page.text
         return
     assert "Simulated data." in page.text
-    for section in ("verdict", "leaderboard", "training", "test", "cost"):
+    for section in ("verdict", "leaderboard", "training", "perturbation", "test", "cost"):
         assert page.sections[section].split("\n")[1].strip().endswith("simulated"), section
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page.source, re.DOTALL)
-    assert len(captions) == page.tags.count("figure") == len(page.figures) + 5
+    assert len(captions) == page.tags.count("figure") == len(page.figures) + 6
     assert all("simulated" in caption for caption in captions)
 
 
 def test_figures_are_valid_and_switchable(study: Maker) -> None:
     page = Page(build(study().folder))
-    # two parts x two metrics, two lines over the test, bars and net values per optimizer
-    assert len(page.figures) == 4 + 2 + 2 * len(OPTIMIZERS)
+    # two parts x two metrics of validation and of the steps, two lines over the test, bars and net values per optimizer
+    assert len(page.figures) == 4 + 4 + 2 + 2 * len(OPTIMIZERS)
     for figure in page.figures:
         # the page puts the style sheet's colours in; plotly itself knows no var()
         go.Figure(json.loads(re.sub(r"var\(--[a-z0-9-]+\)", "#123456", json.dumps(figure))))
     names = set(re.findall(r"var\((--[a-z0-9-]+)\)", json.dumps(page.figures)))
     assert all(f"{name}:" in page.source for name in names)
-    for curve in page.figures[:4]:
+    for at, curve in enumerate(page.figures[:8]):
         for trace in curve["data"]:
             assert set(trace["meta"]) == {"epoch", "gradient evaluations", "seconds"}
             assert all(len(axis) == len(trace["y"]) for axis in trace["meta"].values())
         dots = [trace for trace in curve["data"] if trace["mode"] == "markers"]
-        assert len(dots) == 2 * len(OPTIMIZERS)
+        assert len(dots) == 2 * (len(OPTIMIZERS) - (at >= 4))  # the baseline tells nothing of its steps
         assert all(len(trace["x"]) == 1 for trace in dots)
     assert {f'"{axis}"' for axis in ("epoch", "gradient evaluations", "seconds")} <= set(
         re.findall(r'data-axis=("[^"]*")', page.source)
@@ -236,6 +236,7 @@ def test_tables_beside_the_page(study: Maker, tmp_path: Path) -> None:
     assert page.is_file()
     assert {f.name for f in folder.iterdir()} == {
         "leaderboard.csv",
+        "perturbation.csv",
         "costs.csv",
         "factor-blend.csv",
         "factor-daily.csv",

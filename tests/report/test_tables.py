@@ -6,9 +6,10 @@ from datetime import date
 import numpy as np
 import pytest
 
+from steppe.report.cells import flatten, number, percent, significant, times
 from steppe.report.figures import Figure
 from steppe.report.results import PERIODS_PER_YEAR, Results, annual
-from steppe.report.tables import flatten, leaderboard, number, percent, times
+from steppe.report.tables import leaderboard
 
 from .conftest import Maker
 
@@ -26,6 +27,13 @@ from .conftest import Maker
         (number(math.inf), "–"),
         (percent(-0.0312), "−3.1\N{NO-BREAK SPACE}%"),
         (percent(None), "–"),
+        (significant(0.05), "0.0500"),
+        (significant(123.4), "123"),
+        (significant(-0.0012345), "−0.00123"),
+        (significant(2.5e-7), "2.50e−7"),
+        (significant(0.0), "0.00"),
+        (significant(None), "–"),
+        (significant(math.nan), "–"),
         (times(2.0), "2.00×"),
         (times(math.nan), "–"),
     ],

@@ -7,9 +7,12 @@ import time
 import polars as pl
 import pytest
 import torch
+from torch import nn
 
+import steppe.study.trial as trials
 from steppe.core.checkpoint import load_tree
 from steppe.core.errors import DataError
+from steppe.optim.registry import create
 from steppe.study.run import run_study
 from steppe.study.spec import read_spec
 from steppe.study.store import Store
@@ -122,3 +125,27 @@ def test_two_runs_on_one_folder_are_an_error(tiny, tmp_path, whole):
 def test_the_blend_is_tested_beside_its_parts(whole):
     assert whole.table("factor")["part"].unique().sort().to_list() == ["blend", "daily", "weekly"]
     assert set(whole.table("layers")["layer"].unique()) == set(range(11))
+
+
+def test_the_ledger_holds_what_optimizers_tell_of_their_steps(whole):
+    history = whole.history()
+    told = history.filter(pl.col("optimizer") == "friendly_sam").select("^step_.*$")
+    assert told.width == 7
+    assert told.null_count().sum_horizontal().item() == 0
+    assert (told["step_gradients"] == 2).all()
+    plain = history.filter(pl.col("optimizer") == "adamw").select("^step_.*$")
+    assert plain.null_count().row(0) == (plain.height,) * 7
+
+
+def test_sharpness_aware_optimizers_are_given_the_model_and_the_seed(tiny, tmp_path, monkeypatch):
+    given = {}
+
+    def spy(kind, params, **hyper):
+        given[kind] = hyper
+        return create(kind, params, **hyper)
+
+    monkeypatch.setattr(trials, "create", spy)
+    run_study(read_spec(tiny, ["epochs=1", "seeds=[3]"]), tmp_path / "given")
+    assert isinstance(given["friendly_sam"]["model"], nn.Module)
+    assert given["friendly_sam"]["seed"] == 3
+    assert not {"model", "seed"} & set(given["adamw"])

@@ -1,9 +1,11 @@
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
+import steppe.study.train as training
 from steppe.core.errors import SteppeError
 from steppe.core.seeding import generator
 from steppe.optim.registry import create
@@ -41,7 +43,7 @@ class Regression:
             return {"loss": float(self.loss(model, (self.v, self.w)))}
 
 
-def run(folder, key="sam", epochs=5, patience=5, seed=0, problem=None, stop_after=None):
+def run(folder, key="sam", epochs=5, patience=5, seed=0, problem=None, stop_after=None, optimizer_of=None):
     seen = []
 
     def on_epoch(epoch):
@@ -53,7 +55,7 @@ def run(folder, key="sam", epochs=5, patience=5, seed=0, problem=None, stop_afte
     base = {} if key == "adamw" else {"base": "adamw"}
     trained = train(
         problem or Regression(),
-        lambda model: create(key, model.named_parameters(), lr=0.02, **base),
+        optimizer_of or (lambda model: create(key, model.named_parameters(), lr=0.02, **base)),
         seed,
         epochs=epochs,
         patience=patience,
@@ -123,3 +125,136 @@ def test_divergence_is_an_error_that_says_so(tmp_path):
 
     with pytest.raises(SteppeError, match=r"validation loss is nan after epoch 1.*learning rate"):
         run(tmp_path / "a", problem=Diverging())
+
+
+MEASURED = ("gradients", "perturbed", "perturbation", "surrogate_gap", "cosine", "gradient_norm", "skipped")
+
+
+@dataclass
+class Told:
+    """What a step tells; healthy if not said otherwise."""
+
+    perturbed: bool = True
+    perturbation: float = 0.05
+    surrogate_gap: float = 0.1
+    cosine: float = math.nan
+    gradient_norm: float = 2.0
+
+
+class Telling(torch.optim.SGD):
+    """Gradient descent that tells of its steps what `script(step)` says; None is a skipped step."""
+
+    def __init__(self, model, script):
+        super().__init__(model.parameters(), lr=0.01)
+        self.script, self.diagnose, self.skipped, self.diagnostics = script, False, 0, None
+        self.diagnosed, self.number = [], 0
+
+    def step(self, closure):
+        told = self.script(self.number)
+        if self.diagnose:
+            self.diagnosed.append(self.number)
+        self.number += 1
+        if told is None:
+            self.skipped += 1
+            return closure()
+        self.diagnostics = told
+        return super().step(closure)
+
+
+class Long(Regression):
+    """24 steps in an epoch."""
+
+    def batches(self, generator):
+        for part in torch.randperm(24, generator=generator).split(1):
+            yield self.x[part], self.y[part]
+
+
+def tell(folder, script, epochs=1):
+    """The telling optimizer after training, and what each epoch's metrics have of its steps."""
+    made = []
+
+    def optimizer_of(model):
+        made.append(Telling(model, script))
+        return made[-1]
+
+    _, seen = run(folder, epochs=epochs, problem=Long(), optimizer_of=optimizer_of)
+    metrics = [
+        {k.removeprefix("step_"): v for k, v in epoch.metrics.items() if k.startswith("step_")}
+        for epoch in seen
+    ]
+    return made[-1], metrics
+
+
+def test_a_thin_even_sample_of_the_steps_is_diagnosed(tmp_path):
+    optimizer, _ = tell(tmp_path / "a", lambda step: Told(), epochs=2)
+    assert optimizer.diagnosed == [0, 20, 24 + 0, 24 + 20]
+
+
+def test_diagnosis_waits_for_a_perturbed_step(tmp_path):
+    def script(step):
+        return Told(
+            perturbed=step % 3 == 1, perturbation=float(step), cosine=0.5 if step % 3 == 1 else math.nan
+        )
+
+    optimizer, (metrics,) = tell(tmp_path / "a", script)
+    assert optimizer.diagnosed == [0, 1, 20, 21, 22]
+    assert metrics["perturbation"] == (1 + 22) / 2
+    assert metrics["perturbed"] == 8 / 24
+
+
+def test_means_are_over_the_steps_that_have_them(tmp_path):
+    def script(step):
+        if step in (3, 4, 5):
+            return None
+        known = step == 7
+        return Told(
+            perturbed=known, surrogate_gap=0.25 if known else math.nan, gradient_norm=float(step < 12)
+        )
+
+    _, (metrics,) = tell(tmp_path / "a", script)
+    assert metrics == {
+        "gradients": 1.0,
+        "skipped": 3 / 24,
+        "perturbed": 1 / 21,
+        "surrogate_gap": 0.25,
+        "gradient_norm": 9 / 21,
+        "perturbation": 0.05,
+    }  # no cosine was measured, so there is none
+
+
+def test_skipped_steps_tell_nothing_else(tmp_path):
+    _, (metrics,) = tell(tmp_path / "a", lambda step: None)
+    assert metrics == {"gradients": 1.0, "skipped": 1.0}
+
+
+@pytest.mark.parametrize("key", KEYS[1:])
+def test_sharpness_aware_optimizers_tell_of_their_steps(tmp_path, key):
+    _, epochs = run(tmp_path / "a", key, epochs=2)
+    for epoch in epochs:
+        told = {name: epoch.metrics[f"step_{name}"] for name in MEASURED}
+        assert (told["perturbed"], told["skipped"]) == (1.0, 0.0)
+        assert told["gradients"] == (4 if key == "gam" else 2)
+        assert told["perturbation"] > 0
+        assert told["gradient_norm"] > 0
+        assert -1 <= told["cosine"] <= 1
+        assert math.isfinite(told["surrogate_gap"])
+    if key == "sam":
+        assert told["perturbation"] == pytest.approx(0.05, rel=1e-4)
+        assert told["surrogate_gap"] == pytest.approx(0.05 * told["gradient_norm"], rel=0.5)
+
+
+def test_a_plain_optimizer_tells_nothing(tmp_path):
+    _, epochs = run(tmp_path / "a", "adamw", epochs=1)
+    assert set(epochs[0].metrics) == {"train_loss", "validation_loss"}
+
+
+@pytest.mark.parametrize("key", KEYS[1:])
+def test_diagnosis_changes_no_bit(tmp_path, key, monkeypatch):
+    thin, _ = run(tmp_path / "thin", key)
+    monkeypatch.setattr(training, "DIAGNOSE_EVERY", 1)
+    every, _ = run(tmp_path / "every", key)
+    monkeypatch.setattr(training, "_Diagnosing", type("Nobody", (), {}))
+    never, epochs = run(tmp_path / "never", key)
+    assert not any(name.startswith("step_") for name in epochs[0].metrics)
+    assert torch.equal(weights(thin), weights(never))
+    assert torch.equal(weights(every), weights(never))

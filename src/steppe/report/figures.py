@@ -6,6 +6,7 @@ and the dark scheme and the printer.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from steppe.report.cells import color
 from steppe.report.results import Results
-from steppe.report.tables import color
 
 __all__ = [
     "Figure",
@@ -26,6 +27,7 @@ __all__ = [
     "layer_bars",
     "layer_values",
     "relative_value",
+    "step_curves",
     "trace_name",
     "training_curves",
 ]
@@ -41,6 +43,12 @@ METRICS = {
     "validation_rank_ic": "Validation RankIC",
     "train_loss": "Training loss",
 }
+
+STEP_METRICS = {
+    "step_cosine": ("Cosine of g and p", "normal"),
+    "step_surrogate_gap": ("Surrogate gap L(w + e) − L(w)", "tozero"),
+}
+"""Title, and whether the axis shows zero: of the gap it is the sign that counts."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,26 @@ def training_curves(results: Results) -> dict[str, list[Figure]]:
     metrics = metrics or [m for m in results.history.columns if m.startswith("validation_")][:2]
     begun = set(results.history["part"])
     return {
-        part: [_curve(results, part, metric) for metric in metrics]
+        part: [
+            _curve(results, part, metric, METRICS.get(metric, metric.replace("_", " "))) for metric in metrics
+        ]
         for part in results.parts
         if metrics and part in begun
     }
+
+
+def step_curves(results: Results) -> list[Figure]:
+    """What optimizers tell of their steps over epochs, of those that tell it; one figure per part and measure."""
+    several = len(results.parts) > 1
+    told = [metric for metric in STEP_METRICS if metric in results.history.columns]
+    known = {metric: set(results.history.drop_nulls(metric)["part"]) for metric in told}
+    figures = []
+    for part, metric in itertools.product(results.parts, told):
+        if part in known[metric]:
+            title, rangemode = STEP_METRICS[metric]
+            title = f"{title}, {part}" if several else title
+            figures.append(_curve(results, part, metric, title, height=220, rangemode=rangemode))
+    return figures
 
 
 def cumulative_rank_ic(results: Results) -> Figure:
@@ -158,11 +182,13 @@ def relative_value(results: Results) -> Figure:
     )
 
 
-def _curve(results: Results, part: str, metric: str) -> Figure:
+def _curve(
+    results: Results, part: str, metric: str, title: str, height: int = 300, rangemode: str = "normal"
+) -> Figure:
     traces: list[dict[str, Any]] = []
     kept: list[dict[str, Any]] = []
     best = {trial.id: trial.best_epoch for trial in results.trials}
-    rows = results.history.filter(pl.col("part") == part)
+    rows = results.history.filter(pl.col("part") == part).drop_nulls(metric)
     for label in results.optimizers:
         seeds = [
             group.sort("epoch")
@@ -189,8 +215,8 @@ def _curve(results: Results, part: str, metric: str) -> Figure:
             averaged = together.group_by("epoch").agg(pl.selectors.numeric().mean()).sort("epoch")
             trace = _line(results, label, averaged["epoch"].to_list(), averaged[metric].to_list())
             traces.append(trace | {"meta": _axes(averaged)})
-    title = METRICS.get(metric, metric.replace("_", " "))
-    layout = _layout(x="epoch")
+    layout = _layout(x="epoch", height=height)
+    layout["yaxis"]["rangemode"] = rangemode
     if rows["epoch"].n_unique() <= 12:
         layout["xaxis"]["dtick"] = 1  # no ticks between epochs
     # dots last, so that no line runs over them
@@ -238,7 +264,7 @@ def _line(results: Results, label: str, x: Sequence[Any], y: Sequence[float | No
         "y": y,
         "name": trace_name(label),
         "line": {"color": _color(results, label), "width": 2.4 if order == 0 else 2, "dash": dash},
-        "hovertemplate": "%{y:.4f}",
+        "hovertemplate": "%{y:.4g}",
     }
 
 

@@ -13,9 +13,9 @@ from plotly.offline.offline import get_plotlyjs
 
 from steppe.core.files import write_atomically
 from steppe.report import figures, tables, words
+from steppe.report.cells import DASH, Table, chip, flatten
 from steppe.report.figures import COLORS
 from steppe.report.results import Results
-from steppe.report.tables import Table
 from steppe.study.store import Store, TrialRow
 
 __all__ = ["build"]
@@ -38,21 +38,18 @@ def build(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
     store = Store.open(folder)
     page = Path(out) if out is not None else store.folder / "report.html"
     results = Results.of(store)
-    leaderboard, factors, costs = (
-        tables.leaderboard(results),
-        tables.factor_tests(results),
-        tables.costs(results),
-    )
+    leaderboard, factors = tables.leaderboard(results), tables.factor_tests(results)
+    steps, costs = tables.steps(results), tables.costs(results)
     csv_folder = page.with_suffix("")
     csv_folder.mkdir(parents=True, exist_ok=True)
-    for table in (leaderboard, costs, *factors):
+    for table in (leaderboard, steps, costs, *factors):
         if table.rows:
             _write(csv_folder / f"{table.name}.csv", table.csv())
-    _write(page, _render(results, leaderboard, factors, costs))
+    _write(page, _render(results, leaderboard, factors, steps, costs))
     return page
 
 
-def _render(results: Results, leaderboard: Table, factors: list[Table], costs: Table) -> str:
+def _render(results: Results, leaderboard: Table, factors: list[Table], steps: Table, costs: Table) -> str:
     environment = Environment(
         loader=PackageLoader("steppe.report"),
         autoescape=True,
@@ -71,19 +68,22 @@ def _render(results: Results, leaderboard: Table, factors: list[Table], costs: T
         facts=_facts(results),
         leaderboard=leaderboard,
         factors=factors,
+        steps=steps,
         costs=costs,
+        doubts=words.doubts(results),
         curves=figures.training_curves(results),
+        step_curves=figures.step_curves(results),
         rank_ic=figures.cumulative_rank_ic(results),
         bars=figures.layer_bars(results),
         values=figures.layer_values(results),
         relative=figures.relative_value(results),
         failed=[trial for trial in results.trials if trial.state == "failed"],
-        problem=tables.flatten(spec["problem"]),
-        study=tables.flatten({k: v for k, v in spec.items() if k not in ("problem", "optimizers", "title")}),
+        problem=flatten(spec["problem"]),
+        study=flatten({k: v for k, v in spec.items() if k not in ("problem", "optimizers", "title")}),
         optimizers={label: _settings(spec["optimizers"][label]) for label in results.optimizers},
-        environment=tables.flatten(results.environment),
+        environment=flatten(results.environment),
         palette=_palette(results),
-        chip=lambda label: tables.chip(results, label),
+        chip=lambda label: chip(results, label),
         trace_name=figures.trace_name,
         first_line=_first_line,
         script=Markup(get_plotlyjs()),
@@ -115,8 +115,8 @@ def _settings(optimizer: Mapping[str, Any]) -> dict[str, str]:
     hyper = {key: value for key, value in optimizer.items() if key not in ("kind", "base")}
     return {
         "kind": str(optimizer.get("kind", "")),
-        "base": str(optimizer.get("base") or tables.DASH),
-        "hyper": ", ".join(f"{key} = {value}" for key, value in tables.flatten(hyper)) or "defaults",
+        "base": str(optimizer.get("base") or DASH),
+        "hyper": ", ".join(f"{key} = {value}" for key, value in flatten(hyper)) or "defaults",
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from steppe.study.statistics import Comparison, Estimate, compare_all, default_block, estimate
 from steppe.study.store import Store, TrialRow
 
-__all__ = ["PERIODS_PER_YEAR", "Cost", "Results", "annual", "mean"]
+__all__ = ["PERIODS_PER_YEAR", "Cost", "Results", "Steps", "annual", "mean"]
 
 Floats = NDArray[np.float64]
 
@@ -36,6 +36,35 @@ class Cost:
     seconds: float
     gradient_ratio: float
     seconds_ratio: float
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What an optimizer told of its steps in one part: the ledger's ``step_...``, means over epochs and trials.
+
+    Attributes:
+        seeds: trials behind the means, unfinished ones included.
+        gradients: gradients per step.
+        perturbed: share of steps with a gradient at perturbed weights w + e.
+        perturbation: ‖e‖ as it was applied.
+        surrogate_gap: L(w + e) − L(w).
+        cosine: of the gradients at w and at w + e.
+        gradient_norm: of the gradient at w.
+        skipped: share of steps skipped because of a gradient that was not finite.
+
+    What was never measured is NaN.
+    """
+
+    part: str
+    optimizer: str
+    seeds: int
+    gradients: float
+    perturbed: float
+    perturbation: float
+    surrogate_gap: float
+    cosine: float
+    gradient_norm: float
+    skipped: float
 
 
 @dataclass(frozen=True)
@@ -233,6 +262,24 @@ class Results:
             gradients, forwards, seconds = np.mean(list(seeds.values()), axis=0).tolist()
             costs[label] = Cost(gradients, forwards, seconds, float(ratio[0]), float(ratio[2]))
         return costs
+
+    @cached_property
+    def steps(self) -> list[Steps]:
+        """Per part and optimizer; those that tell nothing of their steps, as plain ones, are not in it."""
+        if "step_gradients" not in self.history.columns:
+            return []
+        measures = [field.name for field in fields(Steps)[3:]]
+        columns = [f"step_{name}" for name in measures]
+        told = self.history.filter(pl.col("step_gradients").is_not_null())
+        trials = told.group_by("part", "optimizer", "trial").agg(pl.col("^step_.*$").mean())
+        means = trials.group_by("part", "optimizer").agg(pl.col("^step_.*$").mean(), seeds=pl.len())
+        found = {(row["part"], row["optimizer"]): row for row in means.to_dicts()}
+        return [
+            Steps(part, label, row["seeds"], *(math.nan if row.get(c) is None else row[c] for c in columns))
+            for part in self.parts
+            for label in self.optimizers
+            if (row := found.get((part, label)))
+        ]
 
 
 def annual(returns: Floats) -> float:

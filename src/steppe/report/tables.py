@@ -2,106 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from steppe.report.cells import (
+    DASH,
+    Column,
+    Row,
+    Table,
+    chip,
+    finite,
+    interval,
+    is_best,
+    number,
+    outcome,
+    percent,
+    score_name,
+    significant,
+    times,
+    two_lines,
+    whisker,
+)
 from steppe.report.results import Cost, Results, mean
 from steppe.study.statistics import Comparison, p_text
 
-__all__ = ["Column", "Table", "costs", "factor_tests", "flatten", "leaderboard", "number", "percent", "times"]
-
-DASH = "–"
-MINUS = "\N{MINUS SIGN}"
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the page; ``show`` turns a row into what stands in the cell.
-
-    Attributes:
-        title: its heading.
-        show: from the row to text or markup.
-        numeric: right aligned, in figures of equal width.
-        best: whether more (1) or less (-1) is better in this column, 0 for neither; the best cell is set bold.
-        key: what the column is judged by; empty if it has no order.
-    """
-
-    title: str
-    show: Callable[[Row], str]
-    numeric: bool = True
-    best: int = 0
-    key: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of plain values, for a CSV file, and the columns that show them.
-
-    Attributes:
-        name: of the CSV file.
-        caption: one line under or over the table.
-        columns: of the page.
-        rows: plain values by key; a row's ``optimizer`` gives it its colour.
-    """
-
-    name: str
-    caption: str
-    columns: Sequence[Column]
-    rows: Sequence[Row] = field(default_factory=list)
-
-    def csv(self) -> str:
-        """The rows as CSV, full precision, empty where a value is missing."""
-        keys = list(dict.fromkeys(key for row in self.rows for key in row))
-        file = io.StringIO()
-        writer = csv.DictWriter(file, keys, restval="", lineterminator="\n")
-        writer.writeheader()
-        for row in self.rows:
-            writer.writerow({k: "" if v is None or v != v else v for k, v in row.items()})
-        return file.getvalue()
-
-    def is_best(self, column: Column, row: Row) -> bool:
-        """Whether ``row`` holds the best value of ``column``, as `_is_best` has it."""
-        return bool(column.key) and _is_best(
-            row[column.key], [other[column.key] for other in self.rows], column.best
-        )
-
-
-def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """Fixed decimals with a true minus sign and thousands apart; a dash if missing."""
-    if not _finite(value):
-        return DASH
-    text = f"{value:{'+' if sign else ''},.{digits}f}".replace("-", MINUS).replace(
-        ",", "\N{NARROW NO-BREAK SPACE}"
-    )
-    return text.replace(MINUS, "", 1) if not any(c in "123456789" for c in text) else text
-
-
-def percent(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
-    """A share as per cent."""
-    return number(None if value is None else 100 * value, digits, sign=sign) + (
-        "\N{NO-BREAK SPACE}%" if _finite(value) else ""
-    )
-
-
-def times(value: float | None) -> str:
-    """A ratio to the baseline."""
-    return number(value, 2) + ("×" if _finite(value) else "")
-
-
-def interval(low: float | None, high: float | None, digits: int = 4, *, sign: bool = False) -> str:
-    """``[low, high]``, or nothing if there is none."""
-    if not (_finite(low) and _finite(high)):
-        return ""
-    return f"[{number(low, digits, sign=sign)}, {number(high, digits, sign=sign)}]"
+__all__ = ["costs", "factor_tests", "leaderboard", "steps"]
 
 
 def leaderboard(results: Results) -> Table:
@@ -133,9 +63,9 @@ def leaderboard(results: Results) -> Table:
                 "outcome": _outcome(label, results.baseline, c),
             }
         )
-    rows.sort(key=lambda row: -row["rank_ic"] if _finite(row["rank_ic"]) else math.inf)
+    rows.sort(key=lambda row: -row["rank_ic"] if finite(row["rank_ic"]) else math.inf)
     scale = max(
-        (abs(row[key]) for row in rows for key in ("difference_low", "difference_high") if _finite(row[key])),
+        (abs(row[key]) for row in rows for key in ("difference_low", "difference_high") if finite(row[key])),
         default=0.0,
     )
     columns = [
@@ -162,7 +92,7 @@ def leaderboard(results: Results) -> Table:
         Column("", lambda r: whisker(results, r, scale), numeric=False),
         Column(
             "Told from chance?",
-            lambda r: two_lines(outcome(r["outcome"]), p_text(r["p_holm"]) if _finite(r["p_holm"]) else ""),
+            lambda r: two_lines(outcome(r["outcome"]), p_text(r["p_holm"]) if finite(r["p_holm"]) else ""),
             numeric=False,
         ),
     ]
@@ -231,7 +161,7 @@ def factor_tests(results: Results) -> list[Table]:
         for column in order:
             title = FACTOR_ROWS[column][0] if column in FACTOR_ROWS else column.replace("_", " ")
             values = {label: results.factor_mean(label, part, column) for label in labels}
-            if any(map(_finite, values.values())):
+            if any(map(finite, values.values())):
                 rows.append({"measure": title, "column": column, **values})
         columns = [Column("", lambda r: r["measure"], numeric=False)]
         columns += [
@@ -289,61 +219,28 @@ def costs(results: Results) -> Table:
     return Table("costs", caption, columns, rows)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as dotted names and text, in order."""
-    flat: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat += flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            flat.append((f"{prefix}{key}", ", ".join(map(str, value)) or "none"))
-        else:
-            flat.append((f"{prefix}{key}", str(value)))
-    return flat
-
-
-def score_name(part: str) -> str:
-    """How a tested score is called in running text."""
-    return {"blend": "blend of all parts", "model": "model's score"}.get(part, f"{part} score")
-
-
-def chip(results: Results, label: str) -> Markup:
-    """An optimizer's name beside its colour."""
-    role = Markup(' <span class="role">baseline</span>') if label == results.baseline else ""
-    return Markup('<span class="chip" style="--c: var({})">{}</span>{}').format(
-        color(results, label), label, role
-    )
-
-
-def color(results: Results, label: str) -> str:
-    """The CSS variable of an optimizer's colour: grey for the baseline, the same on the whole page."""
-    return f"--opt-{results.optimizers.index(label)}"
-
-
-def two_lines(first: str, second: str) -> Markup:
-    """A value over its interval."""
-    return Markup("{}<small>{}</small>").format(first, second) if second else escape(first)
-
-
-def outcome(text: str) -> Markup:
-    """The outcome of a comparison as a coloured word."""
-    css = {"better": "good", "worse": "bad"}.get(text, "quiet")
-    return Markup('<span class="{}">{}</span>').format(css, text)
-
-
-def whisker(results: Results, row: Row, scale: float) -> Markup:
-    """An interval of the difference as a small drawing; the line marks no difference."""
-    if not _finite(row["difference_low"]) or not scale:
-        return Markup("")
-    low, mid, high = (
-        60 + 54 * row[key] / scale for key in ("difference_low", "difference", "difference_high")
-    )
-    return Markup(
-        '<svg class="whisker" viewBox="0 0 120 16" role="img" aria-label="interval of the difference">'
-        '<line class="zero" x1="60" x2="60" y1="0" y2="16"/>'
-        '<g style="stroke: var({c}); fill: var({c})"><line x1="{low:.1f}" x2="{high:.1f}" y1="8" y2="8"/>'
-        '<circle cx="{mid:.1f}" cy="8" r="3.2"/></g></svg>'
-    ).format(c=color(results, row["optimizer"]), low=low, mid=mid, high=high)
+def steps(results: Results) -> Table:
+    """What the steps of each optimizer that perturbs were like, per part; means over epochs and trials."""
+    columns = [
+        Column("Part", lambda r: r["part"], numeric=False),
+        Column("Optimizer", lambda r: chip(results, r["optimizer"]), numeric=False),
+        Column("Seeds", lambda r: number(r["seeds"], 0)),
+        Column("Gradients per step", lambda r: number(r["gradients"], 2)),
+        Column("Steps perturbed", lambda r: percent(r["perturbed"])),
+        Column("rho", lambda r: significant(r["rho"])),
+        Column("‖e‖", lambda r: significant(r["perturbation"])),
+        Column("Surrogate gap", lambda r: significant(r["surrogate_gap"])),
+        Column("cos(g, p)", lambda r: number(r["cosine"], 4)),
+        Column("‖g‖", lambda r: significant(r["gradient_norm"])),
+        Column("Steps skipped", lambda r: percent(r["skipped"], 2)),
+    ]
+    rows = []
+    for s in results.steps:
+        values = asdict(s)
+        head = {key: values.pop(key) for key in ("part", "optimizer", "seeds")}
+        rows.append({**head, "rho": results.spec["optimizers"][s.optimizer].get("rho"), **values})
+    caption = "Means over epochs and trials. g is the gradient at the weights w, p that at the perturbed weights w + e."
+    return Table("perturbation", caption, columns, rows)
 
 
 def _outcome(label: str, baseline: str, comparison: Comparison | None) -> str:
@@ -359,20 +256,10 @@ def _outcome(label: str, baseline: str, comparison: Comparison | None) -> str:
 def _factor_cell(row: Row, label: str, labels: Sequence[str]) -> str:
     _, show, best = FACTOR_ROWS.get(row["column"], ("", number, 0))
     text = show(row[label])
-    best_of_all = _is_best(row[label], [row[other] for other in labels], best)
+    best_of_all = is_best(row[label], [row[other] for other in labels], best)
     return Markup("<b>{}</b>").format(text) if best_of_all else text
 
 
 def _cost_row(cost: Cost | None) -> dict[str, float | None]:
     names = ("gradient_evaluations", "seconds", "gradient_ratio", "seconds_ratio")
     return {name: getattr(cost, name) if cost else None for name in names}
-
-
-def _is_best(value: float | None, among: Sequence[float | None], direction: int) -> bool:
-    """Whether ``value`` is the best of at least two different finite ones; more is better where direction is 1."""
-    known = [direction * other for other in among if _finite(other)]
-    return direction != 0 and _finite(value) and direction * value == max(known) > min(known)
-
-
-def _finite(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,16 +1,23 @@
-"""The sentences of the report: the verdict, what was held equal, what is missing, and what the numbers cannot say."""
+"""The sentences of the report: the verdict, what was held equal, which perturbation looks dead, what is missing, and
+what the numbers cannot say."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from steppe.report.results import Results
-from steppe.report.tables import number, score_name
+from steppe.report.cells import number, percent, score_name
+from steppe.report.results import Results, Steps
 from steppe.study.statistics import verdict
 
-__all__ = ["Verdict", "held_equal", "judge", "limits", "missing"]
+__all__ = ["Verdict", "doubts", "held_equal", "judge", "limits", "missing"]
+
+SAME_GRADIENT = 0.999
+"""Cosine of g and p above which the second gradient tells nothing new."""
+
+MOST_SKIPPED = 0.01
+"""Share of skipped steps a healthy training stays below."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,12 @@ def judge(results: Results) -> Verdict:
             f"Training {named} took {number(cost.gradient_ratio, 2)} times the gradient "
             f"evaluations and {number(cost.seconds_ratio, 2)} times the seconds of {base}."
         )
+    doubtful = {s.optimizer for s in results.steps if any(_doubts(s))}
+    if doubtful:
+        names = _list([label for label in results.optimizers if label in doubtful])
+        details.append(
+            f"Whether {names} did what the name says is in doubt: see “Did the perturbation act?”."
+        )
     details.append(
         f"Judged on the {score_name(final)} over the test block, each optimizer against {base}; the order among the "
         "others is not tested."
@@ -107,6 +120,50 @@ def held_equal(results: Results) -> str:
         else ""
     )
     return f"{text}; at most {_count(epochs, 'epoch')}{stop}, and the best epoch's weights are kept."
+
+
+def doubts(results: Results) -> list[str]:
+    """What looks dead or broken in the steps of an optimizer, one sentence or two for all that share it."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for s in results.steps:
+        for doubt in _doubts(s):
+            found.setdefault(doubt, {}).setdefault(s.optimizer, []).append(s.part)
+    everywhere = {
+        label: [s.part for s in results.steps if s.optimizer == label] for label in results.optimizers
+    }
+    sentences = []
+    for doubt, where in found.items():
+        names = [
+            label if parts == everywhere[label] else f"{label} ({', '.join(parts)})"
+            for label, parts in where.items()
+        ]
+        sentences.append(f"{_list(names)}: {doubt}")
+    return sentences
+
+
+def _doubts(s: Steps) -> Iterator[str]:
+    if s.skipped == 1:
+        yield "every step was skipped, because a gradient was not finite. The weights have never moved."
+    elif s.skipped > MOST_SKIPPED:
+        yield f"{percent(s.skipped)} of the steps were skipped, because a gradient was not finite."
+    if s.perturbed == 0:
+        yield "no gradient was taken at perturbed weights. This is the base optimizer at work."
+    elif s.perturbation == 0:
+        yield (
+            "the perturbation is zero, so the second gradient repeats the first. Either rho is 0, or rounding to the "
+            "weights' precision takes the perturbation away."
+        )
+    else:
+        if s.surrogate_gap <= 0:
+            yield (
+                "the loss does not rise from w to w + e, so the ascent does not ascend. That may be so where e follows "
+                "something else than the gradient (noise, momentum, the gradient norm); else rho may be far too large."
+            )
+        if s.cosine > SAME_GRADIENT:
+            yield (
+                f"the gradients at w and w + e point the same way (cosine above {SAME_GRADIENT}), so the second one "
+                "tells nothing new. A larger rho would change that."
+            )
 
 
 def missing(results: Results) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -21,6 +23,10 @@ from steppe.problems.problem import Problem
 __all__ = ["CHECKPOINT", "Epoch", "Trained", "train"]
 
 CHECKPOINT = "checkpoint.safetensors"
+
+DIAGNOSE_EVERY = 20
+"""Steps from one that measures the costlier diagnostics to the next. They are a few sweeps over the weights, so in
+every twentieth step they stay far below 2 % of the training."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,9 @@ def train(
     ``seconds`` are CPU seconds of this process over batches and optimizer steps, without the validation: what else runs
     on the machine does not count.
 
+    An epoch's metrics are ``train_loss``, the problem's as ``validation_...``, and where the optimizer has
+    ``diagnostics`` their means over the steps as ``step_...`` (`_Steps`), which change no bit of the training.
+
     Raises:
         SteppeError: the watched metric is not finite: training has diverged.
     """
@@ -80,10 +89,11 @@ def train(
     while done < epochs and done - best_epoch < patience:
         number = done + 1
         started = time.process_time()
-        total, batches = torch.zeros(()), 0
+        total, batches, steps = torch.zeros(()), 0, _Steps(optimizer, cost)
         for batch in problem.batches(generator(seed, "batches", number)):
-            # torch annotates the closure's loss as a float; it passes tensors through
-            loss: Any = optimizer.step(cast(Any, Objective(model, problem.loss, batch, cost)))
+            with steps.watched():
+                # torch annotates the closure's loss as a float; it passes tensors through
+                loss: Any = optimizer.step(cast(Any, Objective(model, problem.loss, batch, cost)))
             total, batches = total + loss, batches + 1
         seconds += time.process_time() - started
         validation = problem.metrics(model, "validation")
@@ -95,8 +105,10 @@ def train(
             )
         if value > best_value:
             best_value, best_epoch, best_state = value, number, _copy(model)
-        metrics = {"train_loss": float(total) / batches} | {
-            f"validation_{k}": v for k, v in validation.items()
+        metrics = {
+            "train_loss": float(total) / batches,
+            **{f"validation_{name}": score for name, score in validation.items()},
+            **{f"step_{name}": mean for name, mean in steps.means().items()},
         }
         on_epoch(Epoch(number, metrics, Cost(**vars(cost)), seconds))
         done = number
@@ -115,6 +127,71 @@ def train(
         )
     model.load_state_dict(best_state)
     return Trained(model, best_epoch, done, cost, seconds)
+
+
+@runtime_checkable
+class _Diagnosing(Protocol):
+    """An optimizer that tells what its steps did, as the sharpness-aware ones do."""
+
+    diagnose: bool
+    skipped: int
+    diagnostics: Any
+
+
+class _Steps:
+    """What the optimizer tells of the steps of one epoch, as means; nothing if it tells nothing.
+
+    Each is the mean over the steps that have it, and left out if none has:
+
+    - ``gradients``: gradients taken, as the closure counts them.
+    - ``skipped``: 1 for a step that was skipped because of a gradient that was not finite, else 0: their share.
+    - ``perturbed``: 1 for a step that took a gradient at perturbed weights w + e, else 0.
+    - ``gradient_norm``: ‖g‖, g the gradient at w.
+    - ``surrogate_gap``: L(w + e) − L(w).
+    - ``perturbation``: ‖e‖ as it was applied, in diagnosed steps.
+    - ``cosine``: of g and the gradient at w + e, in diagnosed steps.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, cost: Cost) -> None:
+        self._optimizer = optimizer if isinstance(optimizer, _Diagnosing) else None
+        self._cost = cost
+        self._seen: defaultdict[str, list[float]] = defaultdict(list)
+        self._count, self._due = 0, False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around one step."""
+        optimizer = self._optimizer
+        if optimizer is None:
+            yield
+            return
+        # counted from the epoch's start, so that a resumed trial diagnoses the same steps; waiting for a perturbed
+        # one, since an optimizer that perturbs every k-th step only could miss every twentieth for ever
+        self._due = self._due or self._count % DIAGNOSE_EVERY == 0
+        optimizer.diagnose = self._due
+        skipped, gradients = optimizer.skipped, self._cost.gradient
+        yield
+        self._count += 1
+        self._note("gradients", self._cost.gradient - gradients)
+        self._note("skipped", optimizer.skipped - skipped)
+        if optimizer.skipped == skipped:  # else the diagnostics are those of an earlier step
+            told = optimizer.diagnostics
+            self._note("perturbed", told.perturbed)
+            self._note("gradient_norm", told.gradient_norm)
+            self._note("cosine", told.cosine)
+            if told.perturbed:
+                self._note("surrogate_gap", told.surrogate_gap)
+                if self._due:
+                    self._note("perturbation", told.perturbation)
+                self._due = False
+
+    def means(self) -> dict[str, float]:
+        """The means so far by name."""
+        return {name: math.fsum(values) / len(values) for name, values in self._seen.items()}
+
+    def _note(self, name: str, value: float) -> None:
+        if math.isfinite(value):
+            self._seen[name].append(float(value))
 
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:

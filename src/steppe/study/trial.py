@@ -15,7 +15,8 @@ from torch import nn
 
 from steppe.core.checkpoint import load_tree, save_tree
 from steppe.core.errors import SpecError, SteppeError
-from steppe.optim.registry import create
+from steppe.optim.registry import create, optimizer_class
+from steppe.optim.sharpness.base import SharpnessAware
 from steppe.problems.problem import StudyProblem
 from steppe.problems.registry import PROBLEMS
 from steppe.study.spec import TrialSpec
@@ -70,11 +71,12 @@ def _run(task: Task, store: Store) -> None:
         store.drop_epochs(trial.id, after=0)
 
     def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-        settings = trial.optimizer
+        kind, base, hyper = (trial.optimizer[key] for key in ("kind", "base", "hyper"))
+        if issubclass(optimizer_class(kind), SharpnessAware):
+            # the model for clean statistics of its normalisation layers; what is drawn differs between seeds
+            hyper = {"model": model, "seed": trial.seed} | hyper
         try:
-            return create(
-                settings["kind"], model.named_parameters(), base=settings["base"], **settings["hyper"]
-            )
+            return create(kind, model.named_parameters(), base=base, **hyper)
         except TypeError as error:
             raise SpecError(f"optimizer {trial.label!r}: {error}.") from error
 
