@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "optim": {"core"},
     "problems": {"core"},
     "landscape": {"core"},
+    "integrations": {"core", "optim"},
     "quant": {"core", "problems"},
     "study": {"core", "optim", "problems", "landscape", "quant"},
     "report": {"core.errors", "core.files", "study.store", "study.statistics"},
@@ -48,7 +49,10 @@ def test_no_pickle_anywhere():
         assert "torch.load(" not in path.read_text("utf-8"), path
 
 
-@pytest.mark.parametrize("module", ["steppe", "steppe.cli", "steppe.report", "steppe.optim.registry"])
+@pytest.mark.parametrize(
+    "module",
+    ["steppe", "steppe.cli", "steppe.report", "steppe.optim.registry", "steppe.optim.federated.registry"],
+)
 def test_modules_that_stay_free_of_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, module

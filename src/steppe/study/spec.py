@@ -20,7 +20,7 @@ from steppe.problems.registry import PROBLEMS
 
 __all__ = ["StudySpec", "TrialSpec", "plan", "read_spec"]
 
-IDENTITY = 1
+IDENTITY = 2
 """Raised when the meaning of a trial changes, so that no stale result is taken for a new one."""
 
 
