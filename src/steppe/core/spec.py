@@ -22,6 +22,9 @@ class Spec:
         summary: one line for lists and tables.
         paper: authors, year and identifier, or empty.
         evals: gradient evaluations per step with the defaults (for a problem: 0).
+        copies: tensors as large as all parameters together that are held besides weights, gradients and the base's
+            state: (between steps, at most within one), with the defaults.
+        buys: a published figure of what it bought, with its source, or empty.
         demos: keyword arguments that between them exercise every kind of state.
         random: whether the number of evaluations varies with what is drawn or measured; `evals` is then its mean.
         xfail: conformance check name -> reason why it cannot hold.
@@ -32,6 +35,8 @@ class Spec:
     summary: str
     paper: str = ""
     evals: float = 0.0
+    copies: tuple[float, float] = (0, 0)
+    buys: str = ""
     demos: tuple[Mapping[str, Any], ...] = ({},)
     random: bool = False
     xfail: Mapping[str, str] = field(default_factory=dict)

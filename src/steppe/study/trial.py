@@ -76,9 +76,15 @@ def _run(task: Task, store: Store) -> None:
             # the model for clean statistics of its normalisation layers; what is drawn differs between seeds
             hyper = {"model": model, "seed": trial.seed} | hyper
         try:
-            return create(kind, model.named_parameters(), base=base, **hyper)
+            optimizer = create(kind, model.named_parameters(), base=base, **hyper)
         except TypeError as error:
             raise SpecError(f"optimizer {trial.label!r}: {error}.") from error
+        if getattr(optimizer, "closure_takes_pass", False):
+            raise SpecError(
+                f"optimizer {trial.label!r} looks at the losses or outputs of single samples, and a study's problem has "
+                "one loss per batch: it needs a training loop of your own."
+            )
+        return optimizer
 
     def on_epoch(epoch: Epoch) -> None:
         store.record_epoch(
