@@ -89,13 +89,14 @@ def list_() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from steppe.optim.registry import OPTIMIZERS
+    from steppe.optim.federated.registry import METHODS
+    from steppe.optim.registry import LOSSES, OPTIMIZERS
     from steppe.problems.registry import PROBLEMS
 
     console = Console()
     optimizers = Table("key", "family", "gradients per step", "summary", "paper", title="Optimizers")
-    for key, spec in OPTIMIZERS.items():
-        optimizers.add_row(key, spec.family, f"{spec.evals:g}", spec.summary, spec.paper)
+    for key, spec in {**OPTIMIZERS, **LOSSES, **METHODS}.items():
+        optimizers.add_row(key, spec.family, f"{spec.evals:.3g}", spec.summary, spec.paper)
     problems = Table("key", "family", "summary", title="Problems")
     for key, spec in PROBLEMS.items():
         problems.add_row(key, spec.family, spec.summary)

@@ -1,7 +1,8 @@
-"""Two processes over gloo, launched by torchrun once; what they do and check stands in distributed/ranks.py."""
+"""Two processes over gloo, launched by torchrun once per script; what they do and check stands in distributed/."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -11,8 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parent / "distributed" / "ranks.py"
-CASES = re.findall(r"^        (\w+),$", SCRIPT.read_text("utf-8"), flags=re.MULTILINE)
+FOLDER = Path(__file__).parent / "distributed"
+CASES = [
+    (script, case)
+    for script in ("ranks.py", "samples.py")
+    for case in re.findall(r"^        (\w+),$", (FOLDER / script).read_text("utf-8"), flags=re.MULTILINE)
+]
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -20,11 +25,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def output() -> str:
+@functools.cache
+def output_of(script: str) -> str:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
-        [*launcher, str(SCRIPT)],
+        [*launcher, str(FOLDER / script)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -34,6 +39,7 @@ def output() -> str:
     return run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_over_two_ranks(case: str, output: str) -> None:
+@pytest.mark.parametrize(("script", "case"), CASES)
+def test_over_two_ranks(script: str, case: str) -> None:
+    output = output_of(script)
     assert f"passed {case}" in output, output[-4000:]

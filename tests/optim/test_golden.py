@@ -34,6 +34,23 @@ CASES = {
     "gam-paper_sgd": ("gam", lambda h: {"form": "paper", **h}),
     "fsam_sgd": ("friendly_sam", lambda h: {k: h[k] for k in ("rho", "sigma", "lmbda")}),
     "fsam-paper-sigma0.5_sgd": ("friendly_sam", lambda h: {"form": "paper", **h}),
+    "vasso_sgd": ("vasso", lambda h: {"rho": h["rho"], "theta": h["theta"]}),
+    "wsam_sgd": ("wsam", lambda h: {k: h[k] for k in ("rho", "gamma", "decouple", "adaptive")}),
+    "wsam-coupled_sgd": ("wsam", lambda h: {k: h[k] for k in ("rho", "gamma", "decouple", "adaptive")}),
+    "sagm_sgd": ("sagm", lambda h: h),
+    "usam_sgd": ("usam", lambda h: {"rho": h["rho"], "lmbda": h["lambd"]}),
+    "unifiedsam-0.5_sgd": ("usam", lambda h: {"rho": h["rho"], "lmbda": h["lambd"]}),
+    "ssam-mask0.5_sgd": ("ssam", lambda h: {"rho": h["rho"], "update_every": None}),
+    "crsam_sgd": ("cr_sam", lambda h: h),
+    "lookbehind_sgd": ("lookbehind", lambda h: {"rho": h["rho"], "k": h["k_steps"], "alpha": h["alpha"]}),
+    "looksam_sgd": ("looksam", lambda h: h),
+    "temperon_sgd": (
+        "late_sam",
+        lambda h: {
+            "ramp": h["rho_ramp_steps"],
+            **{k: h[k] for k in ("total_steps", "tail_frac", "rho")},
+        },
+    ),
 }
 
 
@@ -74,6 +91,9 @@ def test_trajectory(name: str, driver: str) -> None:
     x = torch.tensor(golden["problem"]["inputs"], dtype=torch.float64)
     y = torch.tensor(golden["problem"]["targets"], dtype=torch.float64)
     optimizer = create(key, groups(net, hyper), **rename(hyper), **golden["base"]["kwargs"])
+    if "mask" in hyper:
+        masks = torch.tensor(hyper["mask"]).split([p.numel() for p in net.parameters()])
+        optimizer.ascent.set_masks(m.view(p.shape) for m, p in zip(masks, net.parameters(), strict=True))
     handed: list[torch.Tensor] = []
     optimizer.base.register_step_pre_hook(
         lambda *_: handed.append(torch.cat([p.grad.reshape(-1) for p in net.parameters()]))

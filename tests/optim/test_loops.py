@@ -381,3 +381,58 @@ def test_a_deep_copy_with_its_model_keeps_statistics_of_its_own() -> None:
     other.step()
     assert int(model[1].num_batches_tracked) == 0
     assert int(other_model[1].num_batches_tracked) == 1
+
+
+# -- what goes wrong silently elsewhere ----------------------------------------------------------------------------
+
+
+def test_autocast_around_all_passes_sees_the_perturbed_weights() -> None:
+    model = net()
+    optimizer = SAM(model.named_parameters(), rho=5.0, lr=0.1)
+    optimizer.diagnose = True
+    with torch.autocast("cpu", torch.bfloat16):  # it keeps casts of weights from the first pass
+        for p in optimizer.passes():
+            loss = loss_of(model)
+            p.loss = loss.detach()
+            loss.backward()
+    optimizer.step()
+    assert optimizer.diagnostics.surrogate_gap > 0.1
+    assert optimizer.diagnostics.cosine < 0.99
+
+
+def test_step_after_a_loop_takes_the_closure_of_trainers_that_does_nothing() -> None:
+    results = []
+    for closure in (None, lambda: None):
+        model = net()
+        optimizer = SAM(model.named_parameters(), lr=0.1)
+        for _ in range(2):
+            for _ in optimizer.passes():
+                loss_of(model).backward()
+            optimizer.step(closure)
+        results.append(weights(model))
+    assert results[0].equal(results[1])
+    for _ in optimizer.passes():
+        loss_of(model).backward()
+    with pytest.raises(RuntimeError, match=r"has taken this step's gradients"):
+        optimizer.step(lambda: loss_of(model))
+
+
+def test_gradients_accumulated_before_the_closure_are_told_of_once() -> None:
+    model = net()
+    optimizer = SAM(model.named_parameters(), lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    optimizer.step(closure)  # what the step before left is no accumulation
+    optimizer.zero_grad()
+    loss_of(model).backward()
+    with pytest.warns(RuntimeWarning, match="found gradients that backward had left"):
+        optimizer.step(closure)
+    optimizer.zero_grad()
+    loss_of(model).backward()
+    optimizer.step(closure)

@@ -149,7 +149,7 @@ def adds_param_groups(spec: Spec, demo: Mapping[str, Any]) -> None:
 
     def closure(p: Any = None) -> Tensor:
         loss = rig.closure(p)
-        if p is None or p.gradient:
+        if extra.requires_grad and (p is None or p.gradient):
             extra.square().sum().backward()
         return loss
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.spec import Spec
+from steppe.optim.registry import create
 from steppe.testing.rig import Check, ConformanceError, Rig, passes_of_a_step, require, same
 
 __all__ = ["SHARPNESS_CHECKS"]
@@ -55,6 +56,7 @@ def loops_like_closures(spec: Spec, demo: Mapping[str, Any]) -> None:
     closed.train(4)
     for rig in (loop, parts):
         for _ in range(4):
+            rig.tell()
             for p in rig.optimizer.passes():
                 with torch.set_grad_enabled(p.gradient):
                     if rig is loop or rig.takes_pass:
@@ -88,6 +90,7 @@ def restores_after_exceptions(spec: Spec, demo: Mapping[str, Any]) -> None:
                     raise KeyboardInterrupt
                 return rig.closure(p)
 
+            rig.tell()
             if driver == "closure":
                 with suppress(KeyboardInterrupt):
                     rig.optimizer.step(closure)
@@ -123,6 +126,7 @@ def skips_what_is_not_finite(spec: Spec, demo: Mapping[str, Any]) -> None:
 
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
+                rig.tell()
                 rig.optimizer.step(closure)
             require(same(before, rig.weights()), f"{value} in pass {number} changed the weights")
             require(rig.optimizer.skipped == 1, f"skipped is {rig.optimizer.skipped} after one skipped step")
@@ -162,7 +166,9 @@ def ignores_the_gradient_scale(spec: Spec, demo: Mapping[str, Any]) -> None:
         def closure(p: Any = None, rig: Rig = rig, factor: float = factor) -> Tensor:
             points.append(rig.weights())
             loss = rig.closure(p)
-            torch._foreach_mul_([p.grad for p in rig.model.parameters() if p.grad is not None], factor)
+            for param in rig.model.parameters():
+                if param.grad is not None:
+                    param.grad *= factor
             return loss
 
         rig.train(3, closure)
@@ -170,7 +176,7 @@ def ignores_the_gradient_scale(spec: Spec, demo: Mapping[str, Any]) -> None:
     for one, other in zip(points[:half], points[half:], strict=True):
         for a, b in zip(one, other, strict=True):
             require(
-                torch.allclose(a, b, rtol=1e-9, atol=1e-9), "the perturbation depends on the gradient's scale"
+                torch.allclose(a, b, rtol=1e-9, atol=1e-7), "the perturbation depends on the gradient's scale"
             )
 
 
@@ -232,10 +238,7 @@ def keeps_statistics_clean(spec: Spec, demo: Mapping[str, Any]) -> None:
     rig = Rig(spec, demo)
     norm = nn.BatchNorm1d(4, dtype=torch.float64)
     rig.model.insert(1, norm)
-    rig.optimizer = type(rig.optimizer)(
-        rig.model.named_parameters(),
-        **{**demo, "model": rig.model, "base": demo.get("base", torch.optim.SGD)},
-    )
+    rig.optimizer = create(spec, rig.model.named_parameters(), **{**demo, "model": rig.model})
     seen: list[Tensor] = []
 
     def closure(p: Any = None) -> Tensor:
@@ -275,6 +278,7 @@ def explains_a_missing_loop(spec: Spec, demo: Mapping[str, Any]) -> None:
     rig = Rig(spec, demo)
     rig.train(1)
     for inside in (False, True):
+        rig.tell()
         try:
             for _ in rig.optimizer.passes() if inside else (None,):
                 rig.optimizer.step()

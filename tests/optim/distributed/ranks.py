@@ -171,7 +171,8 @@ def fsdp() -> None:
         train(optimizer, model, mine(), range(2))
         state, weights = copy.deepcopy((optimizer.state_dict(), model.state_dict()))
         train(optimizer, model, mine(), range(2, STEPS))
-        near(flat(model), flat(single), key)
+        if key != "rwp":  # each shard draws noise of its own
+            near(flat(model), flat(single), key)
         resumed = sharded()
         resumed.load_state_dict(weights)
         again = build(key, resumed)

@@ -50,8 +50,7 @@ def elementwise(
         scales: T per bucket, non-negative and shaped like g; None for T = 1.
         eps: added to ‖Tg‖.
     """
-    pairs = list(zip(g.tensors, scales, strict=True))
-    scaled = g.like([gs if ts is None else list(torch._foreach_mul(gs, ts)) for gs, ts in pairs])
+    scaled = g.like([_product(gs, ts, g.disposable) for gs, ts in zip(g.tensors, scales, strict=True)])
     lengths = [r / (scaled.norm + eps) for r in rho]
     for ss, ts in zip(scaled.tensors, scales, strict=True):
         if ts is not None:
@@ -60,8 +59,21 @@ def elementwise(
 
 
 def magnitudes(bucket: Bucket, offset: float = 0.0) -> list[Tensor]:
-    """|w| + offset per parameter (the modulus of a complex weight)."""
-    sizes = list(torch._foreach_abs(bucket.params))
+    """|w| + offset per parameter (the modulus of a complex weight), good until the weights are perturbed."""
+    if bucket.params[0].is_complex():
+        sizes = list(torch._foreach_abs(bucket.params))
+    else:
+        sizes = bucket.copied()
+        torch._foreach_abs_(sizes)
     if offset:
         torch._foreach_add_(sizes, offset)
     return sizes
+
+
+def _product(xs: list[Tensor], ys: list[Tensor] | None, over_x: bool) -> list[Tensor]:
+    if ys is None:
+        return xs
+    if over_x and not xs[0].is_complex():
+        torch._foreach_mul_(xs, ys)
+        return xs
+    return list(torch._foreach_mul(xs, ys))

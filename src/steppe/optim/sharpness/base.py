@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Generator, Hashable, Mapping
 from contextlib import closing
 from typing import Any, Literal, TypeAlias
@@ -18,7 +19,7 @@ from steppe.optim.sharpness.gradients import as_gradient, bucketed, gradient_of,
 from steppe.optim.sharpness.modules import Module
 from steppe.optim.sharpness.passes import Diagnostics, Pass
 from steppe.optim.sharpness.perturbing import Perturbs
-from steppe.optim.sharpness.vectors import Vector, cosine, duplicate
+from steppe.optim.sharpness.vectors import Bucket, Vector, cosine, duplicate
 
 __all__ = ["Algorithm", "Base", "Interval", "Maybe", "Pass", "SharpnessAware"]
 
@@ -90,9 +91,6 @@ class SharpnessAware(Perturbs):
     remembers: tuple[str, ...] = ()
     closure_takes_pass: bool = False
 
-    # GradScaler then hands over its scale and what it found instead of deciding by itself; see `step`
-    _step_supports_amp_scaling = True
-
     def __init__(self, params: Any, base: Base, rest: Mapping[str, Any], **own: Any) -> None:
         name, rest = type(self).__name__, dict(rest)
         self.module = Module(name, rest.pop("model", None), rest.pop("sync", "every"))
@@ -106,7 +104,8 @@ class SharpnessAware(Perturbs):
         # where the base has a hyper-parameter of the same name (RMSprop an alpha), both live on
         self._keys = {key: f"sharpness_{key}" if key in self.base.defaults else key for key in own}
         own = {self._keys[key]: value for key, value in own.items()}
-        self._own, self._rounding_checked = tuple(own), False
+        self._own, self._rounding_checked, self._cached = tuple(own), False, (None, [])
+        self._left, self._dropping_told = None, False
         self._reset()
         groups, state = self.base.param_groups, self.base.state
         for group in groups:
@@ -121,6 +120,8 @@ class SharpnessAware(Perturbs):
     diagnose: bool
     diagnostics: Diagnostics | None
     _stage: Literal["idle", "open", "ready", "skip"]
+    _last: Pass
+    _dropping_told: bool
 
     # -- for subclasses ------------------------------------------------------------------------------------------
 
@@ -145,6 +146,17 @@ class SharpnessAware(Perturbs):
                     f"one of {', '.join(map(repr, allowed))}" if isinstance(allowed, tuple) else str(allowed)
                 )
                 raise SpecError(f"{type(self).__name__}: {name}={value!r}, but it must be {what}.")
+
+    def bucketed(self, takes_part: Callable[[int, Tensor], bool]) -> list[Bucket]:
+        """The parameters for which ``takes_part(index, parameter)``: for moving weights before the first gradient."""
+        found, known = bucketed(self.param_groups, self.trait, takes_part), self._cached[1]
+        alike = len(found) == len(known) and all(map(Bucket.is_like, found, known))
+        return known if alike else found  # with the memory that they keep
+
+    def step_base(self) -> list[list[Tensor]]:
+        """See `Perturbs.step_base`; ranks that perturb alone average their gradients first."""
+        self._average_once()
+        return super().step_base()
 
     def hyper(self, name: str) -> list[Any]:
         """The present value of a hyper-parameter, one per bucket."""
@@ -202,9 +214,11 @@ class SharpnessAware(Perturbs):
             for number in itertools.count(1):
                 one = request or Pass()
                 one.number, one.perturbed = number, self._is_perturbed
+                self._last = one
                 asked.append(one)
                 self.zero_grad()
                 statistics = number == 1 if one.statistics is None else one.statistics
+                torch.clear_autocast_cache()  # an autocast around all passes would keep casts of other weights
                 with self.module.during(statistics=statistics, average=one.final):
                     yield one
                 with torch.no_grad():
@@ -212,7 +226,7 @@ class SharpnessAware(Perturbs):
                     if one.gradient:
                         multiply(self.param_groups, 1 / scale)
                         if not self._buckets:
-                            self._buckets = bucketed(self.param_groups, self.trait)
+                            self._buckets = self._bucketed()
                         gradient = gradient_of(self._buckets)
                         if not self._is_finite(gradient):
                             outcome = "skip"
@@ -225,8 +239,7 @@ class SharpnessAware(Perturbs):
                     try:
                         request = algorithm.send(gradient)
                     except StopIteration:
-                        if self.module.by_rank and not one.final:
-                            self._average()
+                        self._average_once()
                         multiply(self.param_groups, scale)
                         self._observed = (asked, 0.0 if first is None else first[0], along)
                         outcome = "ready"
@@ -236,6 +249,7 @@ class SharpnessAware(Perturbs):
             with torch.no_grad():
                 algorithm.close()  # leaves `perturbed` blocks, which restore the weights
             self._buckets, self._stage = [], outcome
+            self._note_left()
 
     def step(self, closure: Callable[..., Any] | None = None) -> Any:
         """Run the passes with `closure` and step the base; without one, step the base after a `passes` loop.
@@ -247,20 +261,28 @@ class SharpnessAware(Perturbs):
             RuntimeError: without a closure, if no loop over `passes` was completed since the last step; called by a
                 `GradScaler` with a closure, or after a loop that was not given the scaler.
         """
-        found_inf = getattr(self, "found_inf", None)  # set by GradScaler.step around its call
+        by_scaler = hasattr(self, "found_inf")  # set by GradScaler.step around its call
         loss = None
-        if closure is not None:
-            if found_inf is not None:
+        if closure is not None and self._stage in ("ready", "skip"):
+            # trainers that let the user call backward hand over a closure that does nothing
+            if closure() is not None:
+                raise RuntimeError(
+                    "the loop over passes() has taken this step's gradients: call step() after it."
+                )
+        elif closure is not None:
+            if by_scaler:
                 raise RuntimeError(
                     "scaler.step(optimizer, closure) cannot unscale the gradients of several passes: write "
                     "`for _ in optimizer.passes(scaler): ... scaler.scale(loss).backward()`, then "
                     "scaler.step(optimizer) and scaler.update()."
                 )
+            self._tell_dropped()
             with closing(self.passes()) as passes:
                 for one in passes:
                     with torch.set_grad_enabled(one.gradient):
                         value = closure(one) if self.closure_takes_pass else closure()
-                    one.loss = value.detach() if isinstance(value, Tensor) else value
+                    if one.loss is None:  # else p.mean() has told
+                        one.loss = value.detach() if isinstance(value, Tensor) else value
                     if one.number == 1:
                         loss = value
         if self._stage in ("idle", "open"):
@@ -268,7 +290,7 @@ class SharpnessAware(Perturbs):
                 f"{type(self).__name__}.step() without a closure needs a completed loop "
                 "`for _ in optimizer.passes(): ... loss.backward()` before it; or call step(closure)."
             )
-        if found_inf is not None and not self._scaled:
+        if by_scaler:
             raise RuntimeError(
                 "the losses were scaled, so the loop must be `for _ in optimizer.passes(scaler)`: rules that "
                 "compare gradients with anything else need their true size."
@@ -276,16 +298,34 @@ class SharpnessAware(Perturbs):
         stage, self._stage = self._stage, "idle"
         if stage == "skip":
             return loss
-        if found_inf is not None:
-            if float(found_inf):  # only the combined gradient overflowed
-                self.skipped += 1
-                return loss
-            if self.grad_scale is not None:
-                multiply(self.param_groups, 1 / float(self.grad_scale))
         self._finish()
         return loss
 
     # -- within a step -------------------------------------------------------------------------------------------
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # True makes GradScaler.step leave unscaling to `step`, which then can tell what is wrong; after a loop over
+        # passes(scaler) nothing is, and the scaler does as with any optimizer
+        return self._stage == "idle" or (self._stage != "open" and not self._scaled)
+
+    def _note_left(self) -> None:
+        first = next(present(self.param_groups), None)
+        self._left = None if first is None else weakref.ref(first)
+
+    def _tell_dropped(self) -> None:
+        """Warn once of gradients that were accumulated before the closure, which each pass has to zero."""
+        first = next(present(self.param_groups), None)
+        left = None if self._left is None else self._left()
+        if first is None or first is left or self._dropping_told:
+            return
+        self._dropping_told = True
+        warnings.warn(
+            f"{type(self).__name__}.step(closure) found gradients that backward had left before it, and drops them: "
+            "every pass needs the whole batch. Accumulate inside the closure or inside the loop over passes().",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
     def _finish(self) -> None:
         self._step_base_once()
@@ -302,19 +342,43 @@ class SharpnessAware(Perturbs):
             clean_loss=clean[0] if clean else None,
             perturbed_loss=moved[-1].loss if moved else None,
         )
+        self._note_left()
         self._reset()
 
+    def _bucketed(self) -> list[Bucket]:
+        """The buckets of this step: mostly those of the step before."""
+        has = [None if p.grad is None else p.dtype for group in self.param_groups for p in group["params"]]
+        layout = (has, [id(group) for group in self.param_groups], [tuple(m) for m in self.memory.values()])
+        if self._cached[0] != layout or any(bucket.ranks for bucket in self._cached[1]):
+            self._cached = layout, bucketed(self.param_groups, self.trait)
+        return self._cached[1]
+
     def _is_finite(self, gradient: Vector) -> bool:
-        finite = math.isfinite(gradient.norm)
+        finite = math.isfinite(gradient.norm) and math.isfinite(self._late().norm)
         if self.module.by_rank:  # all skip or none
             finite = self.module.agreed(float(finite), self._buckets[0].params[0].device) == 1
         return finite
+
+    def _late(self) -> Vector:
+        """The gradients of parameters that had none in the first pass: only the base sees them."""
+        (had, *_), _ = self._cached
+        params = (param for group in self.param_groups for param in group["params"])
+        if not any(
+            dtype is None and param.grad is not None for dtype, param in zip(had, params, strict=True)
+        ):
+            return Vector([], [])
+        known = {id(owner) for bucket in self._buckets for owner in bucket.owners}
+        return gradient_of(
+            self.bucketed(lambda index, param: param.grad is not None and id(param) not in known)
+        )
 
     def _kept(self, gradient: Vector) -> Vector | None:
         """A copy that the algorithm cannot overwrite, when `diagnose` needs one."""
         return gradient.like([duplicate(gs) for gs in gradient.tensors]) if self.diagnose else None
 
-    def _average(self) -> None:
+    def _average_once(self) -> None:
+        if not self.module.by_rank or self._last.final or self._stepped:
+            return
         grads = list(present(self.param_groups))
         for dtype in {grad.dtype for grad in grads}:
             self.module.mean([grad for grad in grads if grad.dtype == dtype])

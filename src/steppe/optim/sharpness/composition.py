@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from steppe.core.errors import SpecError
-from steppe.optim.registry import optimizer_class
+from steppe.core.errors import SpecError, unknown
+from steppe.optim.registry import OPTIMIZERS, optimizer_class
 from steppe.optim.sharpness.ascent import Perturbation
 from steppe.optim.sharpness.base import Algorithm, Base, Interval, Pass, SharpnessAware
 from steppe.optim.sharpness.construction import Allowed
@@ -65,7 +66,8 @@ class Part:
     def check(self, group: Mapping[str, Any]) -> None:
         """Raise a `SpecError` if values of a group do not go together."""
 
-    def objection(self, parts: Parts) -> str | None:
+    @classmethod
+    def objection(cls, parts: Parts) -> str | None:
         """Why this part means nothing beside the others, or None."""
         return None
 
@@ -79,8 +81,11 @@ class Ascent(Part):
         """e from the gradient at w, which must stay as it is, and the radius of each bucket."""
         raise NotImplementedError
 
+    def observe(self, p: Vector) -> None:
+        """Take note of p, the gradient at w + e, which is not to be held."""
+
     def update(self, g: Vector) -> None:
-        """Take note of g, in every step, after its last pass; only with `keeps_gradient`."""
+        """Take note of g, which is not to be held, in every step, after its last pass; only with `keeps_gradient`."""
 
 
 class Radius(Part):
@@ -98,8 +103,17 @@ class Descent(Part):
 
     keeps_gradient: ClassVar[bool] = False
 
+    @property
+    def takes_pass(self) -> bool:
+        """Whether the closure has to be told of the pass, see `SharpnessAware`."""
+        return False
+
+    def passes(self) -> tuple[Pass, Pass]:
+        """What is asked for at w and at w + e: here the gradient of the batch."""
+        return Pass(), Pass()
+
     def combined(self, g: Vector, p: Vector) -> Vector:
-        """The gradient for the base, which may be written over p."""
+        """The gradient for the base, which may be written over p; g must stay as it is."""
         return p
 
 
@@ -113,11 +127,15 @@ class Cadence(Part):
         return True
 
     def otherwise(self, g: Vector) -> Vector:
-        """What the base gets in a step that is not."""
+        """What the base gets in a step that is not, which may be written over g."""
         return g
 
-    def update(self, g: Vector, combined: Vector) -> None:
-        """Take note of a perturbed step; g may be overwritten, what the base gets may not."""
+    def update(self, g: Vector, combined: Vector | None) -> None:
+        """Take note of a step, after its last pass; `combined` is None if it was not perturbed.
+
+        With `keeps_gradient`, g may be overwritten and held after a perturbed step. `combined` may not: it is what
+        the base gets.
+        """
 
 
 class Parts(NamedTuple):
@@ -156,6 +174,11 @@ class Composition(SharpnessAware):
         self.remembers = tuple(name for part in self.parts for name in part.remembers)
         super().__init__(params, base, rest, **own)
 
+    @property
+    def closure_takes_pass(self) -> bool:  # type: ignore[override]
+        """What the descent says."""
+        return self.descent.takes_pass
+
     def check(self, group: Mapping[str, Any]) -> None:
         """Also what a part has to say about several values."""
         super().check(group)
@@ -168,19 +191,27 @@ class Composition(SharpnessAware):
 
     def algorithm(self) -> Algorithm:
         """∇L(w), then mostly ∇L(w + e), then what the base gets of them."""
-        g = yield
         ascent, descent, cadence = self.ascent, self.descent, self.cadence
+        at_clean, at_perturbed = descent.passes()
+        g = yield at_clean
         if not cadence.perturbs(g):
+            ascent.update(g)
+            cadence.update(g, None)
             plain = cadence.otherwise(g)
             if plain is not g:
                 self.descend(plain)
-            ascent.update(g)
             return
         keeps = any(part.keeps_gradient for part in (ascent, descent, cadence))
+        g.disposable = not keeps
         with self.perturbed(ascent.perturbation(g, self.radius.rho())):
             if not keeps:
                 g = None  # its memory is free for the pass
-            p = yield Pass(final=type(descent) is Descent)
+            given_as_it_is = type(descent).combined is Descent.combined
+            at_perturbed.final = given_as_it_is and not cadence.keeps_gradient
+            p = yield at_perturbed
+        if keeps:
+            g.disposable = not (ascent.keeps_gradient or cadence.keeps_gradient)
+        ascent.observe(p)
         combined = descent.combined(g, p)
         if combined is not p:
             self.descend(combined)
@@ -201,22 +232,24 @@ class Composed(Composition):
     A part is taken from the optimizer that brought it, by registry key, or is a class of your own ::
 
         Composed(params, base="adamw", ascent="asam", descent="gsam", cadence="looksam",
-                 rho=0.5, descent_alpha=0.4, cadence_alpha=0.7, k=5, lr=1e-3)
+                 descent_alpha=0.4, cadence_alpha=0.7, k=5, lr=1e-3)
 
-    Hyper-parameters have the names and defaults that they have in the parts; one that two parts have is kept apart
-    by role, as here ``alpha``.
+    Hyper-parameters have the names and defaults that they have in the optimizer that lends the part; one that two
+    parts have is kept apart by role, as here ``alpha``. How they go together is told by `Composition.algorithm`.
+    Checkpoints name the parts, and are refused by another combination.
 
     Args:
         params: see `SharpnessAware`.
         base: see `SharpnessAware`.
         ascent: which way e points.
-        radius: how long e is.
+        radius: how long e is; None for that of the optimizer that lends the ascent, whose scale it is measured on.
         descent: what the base gets.
         cadence: which steps are perturbed.
         rest: hyper-parameters of the parts, of the base, and what `SharpnessAware` takes.
 
     Raises:
-        SpecError: an optimizer that has no such part to lend, or parts that mean nothing together.
+        SpecError: an optimizer that has no such part to lend, parts that mean nothing together, or a name that does
+            not say whose hyper-parameter is meant.
     """
 
     def __init__(
@@ -225,21 +258,35 @@ class Composed(Composition):
         base: Base = torch.optim.SGD,
         *,
         ascent: PartOf = "sam",
-        radius: PartOf = "sam",
+        radius: PartOf | None = None,
         descent: PartOf = "sam",
         cadence: PartOf = "sam",
         **rest: Any,
     ) -> None:
+        if radius is None:
+            radius = ascent if isinstance(ascent, str) else "sam"
         given = dict(zip(ROLES, (ascent, radius, descent, cadence), strict=True))
-        self.parts = Parts(**{role: _lent(role, part) for role, part in given.items()})
-        own = defaults(self.parts)
+        lent = {role: _lent(role, part) for role, part in given.items()}
+        self.parts = Parts(*(part for part, _ in lent.values()))
+        _require_sense(self.parts, given)
+        keys = named(self.parts)
+        own = {
+            keys[role][name]: value for role, (_, values) in lent.items() for name, value in values.items()
+        }
+        for name in rest.keys() - own.keys():
+            apart = [keys[role][name] for role in ROLES if name in keys[role]]
+            if apart:
+                raise SpecError(
+                    f"two parts have a hyper-parameter {name!r}: give {' or '.join(apart)} instead."
+                )
         for name in own.keys() & rest.keys():
             own[name] = rest.pop(name)
         super().__init__(params, base, rest, **own)
-        for part in self._bound:
-            reason = part.objection(self.parts)
-            if reason:
-                raise SpecError(f"{part.role}={given[part.role]!r} in this combination: {reason}")
+
+    @property
+    def title(self) -> str:
+        """The class and its parts, so that a checkpoint tells of them."""
+        return f"{type(self).__name__}({', '.join(part.__name__ for part in self.parts)})"
 
 
 def named(parts: Parts) -> dict[str, dict[str, str]]:
@@ -251,30 +298,51 @@ def named(parts: Parts) -> dict[str, dict[str, str]]:
     }
 
 
-def defaults(parts: Parts) -> dict[str, Any]:
-    """Name in ``param_groups`` -> default."""
-    keys = named(parts)
-    return {
-        keys[role][name]: hyper.default
-        for role, part in zip(ROLES, parts, strict=True)
-        for name, hyper in part.hyper.items()
-    }
-
-
 _KINDS: dict[str, type[Part]] = {"ascent": Ascent, "radius": Radius, "descent": Descent, "cadence": Cadence}
 
 
-def _lent(role: str, part: PartOf) -> type[Any]:
+def _lent(role: str, part: PartOf) -> tuple[type[Any], dict[str, Any]]:
+    """A part, and the defaults of its hyper-parameters where it comes from."""
     kind = _KINDS[role]
-    if isinstance(part, str):
-        cls = optimizer_class(part)
-        lends = getattr(cls, "parts", None)
-        if lends is None:
-            raise SpecError(
-                f"{role}={part!r}: {cls.__name__} is not made of parts (its passes are its own), so it has no "
-                f"{role} to lend."
-            )
-        return getattr(lends, role)
-    if not (isinstance(part, type) and issubclass(part, kind)):
-        raise SpecError(f"{role}={part!r} is neither a registry key nor a subclass of {kind.__name__}.")
-    return part
+    if not isinstance(part, str):
+        if not (isinstance(part, type) and issubclass(part, kind)):
+            raise SpecError(f"{role}={part!r} is neither a registry key nor a subclass of {kind.__name__}.")
+        return part, {name: hyper.default for name, hyper in part.hyper.items()}
+    if part not in OPTIMIZERS and ":" not in part:
+        raise SpecError(unknown(f"lender of {role}", part, _lenders()))
+    cls = optimizer_class(part)
+    lends = getattr(cls, "parts", None)
+    if lends is None:
+        why = (
+            "takes one gradient per step"
+            if not issubclass(cls, SharpnessAware)
+            else "is made of parts of other optimizers"
+            if issubclass(cls, Composition)
+            else "is not made of parts (its passes are its own)"
+        )
+        raise SpecError(
+            f"{role}={part!r}: {cls.__name__} {why}, so it has no {role} to lend. Lenders: {', '.join(_lenders())}."
+        )
+    found: type[Part] = getattr(lends, role)
+    arguments, keys = inspect.signature(cls).parameters, named(lends)[role]
+    values = {}
+    for name, hyper in found.hyper.items():
+        argument = arguments.get(keys[name])
+        given = argument is not None and argument.default is not argument.empty
+        values[name] = argument.default if argument is not None and given else hyper.default
+    return found, values
+
+
+def _lenders() -> list[str]:
+    """The registered optimizers that are made of parts."""
+    return sorted(key for key in OPTIMIZERS if hasattr(optimizer_class(key), "parts"))
+
+
+def _require_sense(parts: Parts, given: Mapping[str, PartOf]) -> None:
+    """Raise a `SpecError` if a part means nothing beside the others."""
+    names = [name for part in parts for name in part.remembers]
+    for role, part in zip(ROLES, parts, strict=True):
+        twice = [name for name in part.remembers if names.count(name) > 1]
+        reason = f"another part remembers {twice[0]!r} too." if twice else part.objection(parts)
+        if reason:
+            raise SpecError(f"{role}={given[role]!r} in this combination: {reason}")

@@ -12,29 +12,33 @@ from torch.optim import LBFGS, Optimizer
 from steppe.core.errors import SpecError
 from steppe.optim.registry import optimizer_class, reject_unknown
 
-__all__ = ["Allowed", "Base", "Interval", "Maybe", "make_base"]
+__all__ = ["Allowed", "Base", "Either", "Interval", "Maybe", "make_base"]
 
 Base: TypeAlias = str | type[Optimizer] | Optimizer
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The real numbers from `low` to `high`, both included."""
+    """The real numbers from `low` to `high`, both included; where `whole`, the integers among them."""
 
     low: float
     high: float = math.inf
+    whole: bool = False
 
     def __contains__(self, value: object) -> bool:
         try:
-            return not isinstance(value, bool | str) and self.low <= float(value) <= self.high  # type: ignore[arg-type]
+            number = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             return False
+        plain = not isinstance(value, bool | str) and (number.is_integer() or not self.whole)
+        return plain and self.low <= number <= self.high
 
     def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        if math.isinf(self.low):
+            return kind
         return (
-            f"a number >= {self.low:g}"
-            if self.high == math.inf
-            else f"a number in [{self.low:g}, {self.high:g}]"
+            f"{kind} >= {self.low:g}" if self.high == math.inf else f"{kind} in [{self.low:g}, {self.high:g}]"
         )
 
 
@@ -51,7 +55,21 @@ class Maybe:
         return f"None or {self.allowed}"
 
 
-Allowed: TypeAlias = Interval | Maybe | tuple[Any, ...]
+@dataclass(frozen=True)
+class Either:
+    """One of `words`, or what `allowed` holds."""
+
+    words: tuple[str, ...]
+    allowed: Interval
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.words or value in self.allowed
+
+    def __str__(self) -> str:
+        return f"{', '.join(map(repr, self.words))} or {self.allowed}"
+
+
+Allowed: TypeAlias = Interval | Maybe | Either | tuple[Any, ...]
 
 
 def make_base(

@@ -88,6 +88,7 @@ class GAM(SharpnessAware):
             self.shift(steepest(g2, rho_prime))
             of_g0 = [b if form == "paper" else 1.0 for b, form in zip(beta, self.hyper("form"), strict=True)]
             minus = combine(g0, of_g0, g2, [1 - b for b in beta])
+            minus.disposable = True
             del g0, g2
             g3 = yield
         plus = combine(g1, alpha, g3, [1 - a for a in alpha])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,35 +12,49 @@ from steppe.optim.sharpness.rounding import HALF
 from steppe.optim.sharpness.sharing import local
 from steppe.optim.sharpness.vectors import Bucket, Vector, duplicate
 
-__all__ = ["as_gradient", "bucketed", "gradient_of", "multiply", "present"]
+__all__ = ["as_gradient", "bucketed", "gradient_of", "multiply", "numbered", "present"]
 
 
 def bucketed(
-    groups: Iterable[dict[str, Any]], trait: Callable[[int, str | None, Tensor], Hashable]
+    groups: Iterable[dict[str, Any]],
+    trait: Callable[[int, str | None, Tensor], Hashable],
+    takes_part: Callable[[int, Tensor], bool] = lambda index, param: param.grad is not None,
 ) -> list[Bucket]:
-    """The parameters that have a gradient, in buckets."""
+    """The parameters that take part (by index over all groups), those with a gradient, in buckets."""
     buckets: dict[Hashable, Bucket] = {}
+    for group, index, name, param in numbered(groups):
+        if takes_part(index, param):
+            kind, ranks = trait(index, name, param), _ranks(param)
+            key = (id(group), param.dtype, param.device, kind, ranks)
+            if key not in buckets:
+                buckets[key] = Bucket(group, [], [], [], kind, ranks)
+            buckets[key].owners.append(param)
+            buckets[key].params.append(local(param))
+            buckets[key].indices.append(index)
+    return list(buckets.values())
+
+
+def numbered(
+    groups: Iterable[dict[str, Any]],
+) -> Iterator[tuple[dict[str, Any], int, str | None, Tensor]]:
+    """Group, index over all groups, name if there are names, parameter: for every parameter."""
     index = 0
-    for position, group in enumerate(groups):
+    for group in groups:
         names = group.get("param_names") or [None] * len(group["params"])
         for name, param in zip(names, group["params"], strict=True):
-            if param.grad is not None:
-                kind, ranks = trait(index, name, param), _ranks(param)
-                key = (position, param.dtype, param.device, kind, ranks)
-                if key not in buckets:
-                    buckets[key] = Bucket(group, [], [], [], kind, ranks)
-                buckets[key].owners.append(param)
-                buckets[key].params.append(local(param))
-                buckets[key].indices.append(index)
+            yield group, index, name, param
             index += 1
-    return list(buckets.values())
 
 
 def gradient_of(buckets: Sequence[Bucket]) -> Vector:
     """What backward left in ``.grad``: float32 for half precision, zeros where there is nothing."""
     tensors = []
     for bucket in buckets:
-        grads = [_dense(owner, param) for owner, param in zip(bucket.owners, bucket.params, strict=True)]
+        given = [owner.grad for owner in bucket.owners]
+        grads = [
+            grad if _is_plain(grad) else _dense(grad, owner, param)
+            for grad, owner, param in zip(given, bucket.owners, bucket.params, strict=True)
+        ]
         tensors.append(duplicate(grads, torch.float32) if bucket.params[0].dtype in HALF else grads)
     return Vector(buckets, tensors)
 
@@ -73,17 +87,19 @@ def multiply(groups: Iterable[Mapping[str, Any]], factor: float) -> None:
             grad.mul_(factor)
 
 
-def _dense(owner: Tensor, param: Tensor) -> Tensor:
-    grad = owner.grad
+def _is_plain(grad: Tensor | None) -> TypeGuard[Tensor]:
+    # a view belongs to a bucket of DistributedDataParallel, which the next backward overwrites
+    return type(grad) is Tensor and not grad.is_sparse and not grad._is_view()
+
+
+def _dense(grad: Tensor | None, owner: Tensor, param: Tensor) -> Tensor:
     if grad is None:
         return torch.zeros_like(param)
     if hasattr(grad, "device_mesh"):
         if grad.placements != owner.placements:  # type: ignore[attr-defined]
             grad = grad.redistribute(placements=owner.placements)  # type: ignore[attr-defined]
         return local(grad)
-    if grad.is_sparse:
-        return grad.to_dense()
-    return grad.clone() if grad._is_view() else grad  # views of buckets that the next backward overwrites
+    return grad.to_dense() if grad.is_sparse else grad.clone()
 
 
 def _ranks(param: Tensor) -> tuple[Any, ...]:

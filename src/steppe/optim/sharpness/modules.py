@@ -46,6 +46,12 @@ class Module:
             )
         self.by_rank = sync == "last"
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the module, or one in it, is known to be compiled."""
+        modules = () if self.model is None else self.model.modules()
+        return any(hasattr(each, "_orig_mod") or each._compiled_call_impl is not None for each in modules)
+
     @contextmanager
     def during(self, *, statistics: bool, average: bool) -> Iterator[None]:
         """The setting of one pass.

@@ -45,7 +45,8 @@ class Pass:
             outputs: what the model gave for them, ``[n, ...]``, for an algorithm that differentiates the model alone.
 
         Raises:
-            ValueError: `losses` has not one dimension: compute them with ``reduction="none"``.
+            ValueError: `losses` has not one dimension: compute them with ``reduction="none"``; or there are none,
+                because the batch is too small to be divided.
         """
         if losses.ndim != 1:
             raise ValueError(
@@ -53,9 +54,15 @@ class Pass:
                 'reduction="none" (and average over anything but the samples).'
             )
         self.losses = losses.detach()
-        loss = losses.mean() * self.factor if self.factor != 1 else losses.mean()
+        loss = self.scalar(losses, outputs)
         self.loss = loss.detach()
         return loss
+
+    def scalar(self, losses: Tensor, outputs: Tensor | None) -> Tensor:
+        """What `mean` returns, for algorithms that want another one."""
+        if not len(losses):
+            raise ValueError(f"pass {self.number} has no samples: the batch is too small to be divided.")
+        return losses.mean() * self.factor if self.factor != 1 else losses.mean()
 
 
 @dataclass(frozen=True)

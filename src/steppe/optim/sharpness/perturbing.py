@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from steppe.core.seeding import derive
 from steppe.optim.sharpness.ascent import Perturbation
 from steppe.optim.sharpness.rounding import HALF, add_rounding_randomly
-from steppe.optim.sharpness.sharing import OneWithBase
+from steppe.optim.sharpness.sharing import OneWithBase, local
 from steppe.optim.sharpness.vectors import Bucket, Vector, duplicate
 
 __all__ = ["Perturbs"]
@@ -34,11 +34,13 @@ class Perturbs(OneWithBase):
     restore: Literal["copy", "subtract"]
     diagnose: bool
     _buckets: list[Bucket]
+    _moved: Sequence[Bucket]
     _saved: list[list[Tensor] | None]
     _taken_away: list[Perturbation]
     _correction: Perturbation | None
     _length: float
     _stepped: bool
+    _before: list[tuple[list[Tensor], list[Tensor]]]
     _shifts: int
     _rounding_checked: bool
 
@@ -54,31 +56,29 @@ class Perturbs(OneWithBase):
 
     @contextmanager
     def perturbed(self, e: Perturbation) -> Iterator[None]:
-        """Add e to the weights; on leaving, however that happens, they come back bit for bit (see `restore`)."""
-        self._saved, self._taken_away = [None] * len(self._buckets), []
+        """Add e to the weights; on leaving, however that happens, they come back bit for bit (see `restore`).
+
+        e may be over other buckets than `buckets`, for a rule that moves weights before it has a gradient.
+        """
+        self._moved, self._saved = e.direction.buckets, [None] * len(e.direction.buckets)
         try:
             self.shift(e)
             del e  # its memory is free for the pass
             yield
         finally:
-            for e in reversed(self._taken_away):
-                self._add(e, -1)
-            for bucket, values in zip(self._buckets, self._saved, strict=True):
-                if values is not None:
-                    torch._foreach_copy_(bucket.params, values)
-            self._saved, self._taken_away = [], []
+            self._come_back()
 
     def shift(self, e: Perturbation) -> None:
         """Add e to the weights, inside a `perturbed` block that undoes it."""
-        first = not self._taken_away and all(values is None for values in self._saved)
-        for number, (bucket, length) in enumerate(zip(self._buckets, e.lengths, strict=True)):
+        first = not self._is_perturbed
+        for number, (bucket, length) in enumerate(zip(self._moved, e.lengths, strict=True)):
             if length and self._saved[number] is None and self._copies(bucket):
-                self._saved[number] = duplicate(bucket.params)
-        if not all(self._copies(bucket) for bucket in self._buckets):
+                self._saved[number] = bucket.copied()
+        if any(length and values is None for length, values in zip(e.lengths, self._saved, strict=True)):
             self._taken_away.append(e)
         self._add(e)
         self._length = e.norm_if_known if first else math.nan
-        half = any(bucket.params[0].dtype in HALF for bucket in self._buckets)
+        half = any(bucket.params[0].dtype in HALF for bucket in self._moved)
         if self.diagnose or (half and not self._rounding_checked):
             self._measure(e, half)
 
@@ -87,32 +87,77 @@ class Perturbs(OneWithBase):
         self._correction = e
 
     @contextmanager
-    def provisional(self) -> Iterator[None]:
-        """Around an algorithm that calls `step_base`: what does not complete leaves weights and base as before."""
+    def provisional(self) -> Iterator[list[list[Tensor]]]:
+        """Around an algorithm that calls `step_base`: what does not complete leaves weights and base as before.
+
+        Gives copies of the weights as they were, one list per bucket, which must stay as they are.
+        """
         weights = [duplicate(bucket.params) for bucket in self._buckets]
-        buckets, groups = self._buckets, [dict(group) for group in self.param_groups]
-        state = {param: copy.deepcopy(values) for param, values in self.state.items()}
+        self._before = [
+            (bucket.params, values) for bucket, values in zip(self._buckets, weights, strict=True)
+        ]
+        groups = [dict(group) for group in self.param_groups]
+        state, kinds = {}, dict[Hashable, list[Tensor]]()
+        for param, values in self.state.items():
+            state[param] = {
+                key: value if _is_dense(value) else copy.deepcopy(value) for key, value in values.items()
+            }
+            for value in map(local, filter(_is_dense, values.values())):
+                kinds.setdefault((value.device, value.dtype), []).append(value)
+        self._before += [(tensors, duplicate(tensors)) for tensors in kinds.values()]
         try:
-            yield
+            yield weights
         except BaseException:
-            for bucket, values in zip(buckets, weights, strict=True):
-                torch._foreach_copy_(bucket.params, values)
+            for tensors, values in self._before:
+                torch._foreach_copy_(tensors, values)
             for group, before in zip(self.param_groups, groups, strict=True):
                 group.update(before)
             self.state.clear()
             self.state.update(state)
             raise
+        finally:
+            self._before = []
 
-    def step_base(self) -> None:
-        """Step the base now, inside `provisional`; `step` will not step it again."""
+    def step_base(self) -> list[list[Tensor]]:
+        """Step the base now, inside `provisional`; `step` will not step it again.
+
+        Inside a `perturbed` block the base moves the weights that come back, and the perturbed ones stay.
+
+        Returns:
+            The weights that it moved, one list per bucket, which must stay as they are.
+        """
+        known = {id(owner) for bucket in self._buckets for owner in bucket.owners}
+        late = [
+            local(param)
+            for group in self.param_groups
+            for param in group["params"]
+            if param.grad is not None and id(param) not in known
+        ]
+        self._before[:0] = [([param], duplicate([param])) for param in late]
+        moved, perturbed = self._moved, [duplicate(bucket.params) for bucket in self._moved]
+        self._come_back()
         self.base.step()
         self._stepped = True
+        if not moved:
+            return [bucket.params for bucket in self._buckets]
+        self._moved, self._saved = moved, [bucket.copied() for bucket in moved]
+        for bucket, values in zip(moved, perturbed, strict=True):
+            torch._foreach_copy_(bucket.params, values)
+        return self._saved  # type: ignore[return-value]
 
     # -- within a step -------------------------------------------------------------------------------------------
 
     @property
     def _is_perturbed(self) -> bool:
         return bool(self._taken_away) or any(values is not None for values in self._saved)
+
+    def _come_back(self) -> None:
+        for e in reversed(self._taken_away):
+            self._add(e, -1)
+        for bucket, values in zip(self._moved, self._saved, strict=True):
+            if values is not None:
+                torch._foreach_copy_(bucket.params, values)
+        self._moved, self._saved, self._taken_away = [], [], []
 
     def _copies(self, bucket: Bucket) -> bool:
         return (
@@ -139,12 +184,12 @@ class Perturbs(OneWithBase):
             self._length = e.norm  # without a copy of the weights there is nothing to compare with
             return
         moved = []
-        for bucket, saved in zip(self._buckets, self._saved, strict=True):
+        for bucket, saved in zip(self._moved, self._saved, strict=True):
             wide = torch.float32 if bucket.params[0].dtype in HALF else None
             now = duplicate(bucket.params, wide)
             torch._foreach_sub_(now, now if saved is None else duplicate(saved, wide))
             moved.append(now)
-        self._length = Vector(self._buckets, moved).norm
+        self._length = Vector(self._moved, moved).norm
         if not half or self._rounding_checked:
             return
         self._rounding_checked = True
@@ -165,6 +210,10 @@ class Perturbs(OneWithBase):
                 self._add(self._correction)
 
     def _reset(self) -> None:
-        self._buckets, self._saved, self._taken_away = [], [], []
+        self._buckets, self._moved, self._saved, self._taken_away = [], [], [], []
         self._correction, self._length = None, math.nan
-        self._stepped, self._shifts = False, 0
+        self._stepped, self._before, self._shifts = False, [], 0
+
+
+def _is_dense(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from steppe.core.errors import SpecError
+from steppe.optim.sharpness.vectors import Bucket
 
 __all__ = ["OneWithBase"]
 
@@ -32,6 +33,8 @@ class OneWithBase(Optimizer):
     memory: dict[str, dict[int, Tensor]]
     numbers: dict[str, float]
     _own: tuple[str, ...]
+    _cached: tuple[Any, list[Bucket]]
+    _left: Any
 
     def check(self, group: Mapping[str, Any]) -> None:
         """Raise a `SpecError` if a hyper-parameter of `group` has a value that is not allowed."""
@@ -40,6 +43,11 @@ class OneWithBase(Optimizer):
     def _reset(self) -> None:
         """Forget everything that only matters within a step."""
         raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        """The algorithm's name in checkpoints: only what has the same one can continue from there."""
+        return type(self).__name__
 
     def __getattr__(self, name: str) -> Any:
         if name in ("train", "eval"):  # of bases that train at other weights than they evaluate
@@ -80,7 +88,7 @@ class OneWithBase(Optimizer):
             pre_hook(self)
         state_dict = self.base.state_dict()
         state_dict[_OWN] = {
-            "algorithm": type(self).__name__,
+            "algorithm": self.title,
             "skipped": self.skipped,
             "steps": self.steps,
             "memory": {name: dict(tensors) for name, tensors in self.memory.items()},
@@ -106,8 +114,10 @@ class OneWithBase(Optimizer):
                 f"this state_dict has no {_OWN!r} entry, so {name} did not write it. To go on from a plain "
                 f"optimizer's state, load it there and wrap that: {name}(None, base=optimizer)."
             )
-        if own["algorithm"] != name:
-            raise SpecError(f"this state_dict was written by {own['algorithm']}; {name} cannot continue it.")
+        if own["algorithm"] != self.title:
+            raise SpecError(
+                f"this state_dict was written by {own['algorithm']}; {self.title} cannot continue it."
+            )
         memory = self._checked_memory(own["memory"])
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _OWN})
         self.skipped, self.steps = int(own["skipped"]), int(own["steps"])
@@ -135,19 +145,21 @@ class OneWithBase(Optimizer):
         return loaded
 
     def __getstate__(self) -> dict[str, Any]:
-        # hooks and a scheduler's wrapper of step stay behind, as in torch; the module has its own life
+        # hooks and a scheduler's wrapper of step stay behind, as in torch
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("step", "_step", "_buckets") and not name.startswith("_optimizer_")
+            if name not in ("step", "_buckets", "_cached", "_left", "_last")
+            and not name.startswith("_optimizer_")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._cached, self._left = (None, []), None
         self._reset()
         super().__setstate__(state)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} over {self.base!r}"
+        return f"{self.title} over {self.base!r}"
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["Bucket", "Vector", "combine", "cosine", "difference", "duplicate"]
+__all__ = ["TINY", "Bucket", "Vector", "combine", "cosine", "difference", "duplicate", "unit_sum"]
+
+TINY = 1e-30
+"""A vector that is shorter has no direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Bucket:
         indices: their positions over all groups, the keys of ``state_dict()["state"]``.
         trait: what else they share, see `SharpnessAware.trait`.
         ranks: process groups over which the parameters are sharded; none where every rank has them whole.
+        spare: where the CPU keeps the memory of `copied` from step to step.
     """
 
     group: dict[str, Any]
@@ -39,7 +43,33 @@ class Bucket:
     params: list[Tensor]
     indices: list[int]
     trait: Hashable = None
-    ranks: tuple[Any, ...] = field(default=())
+    ranks: tuple[Any, ...] = ()
+    spare: list[Tensor] = field(default_factory=list, repr=False)
+
+    def is_like(self, other: Bucket) -> bool:
+        """Whether one can stand for the other."""
+        return (
+            self.group is other.group
+            and self.indices == other.indices
+            and self.trait == other.trait
+            and not self.ranks
+            and all(
+                spare.dtype == param.dtype for spare, param in zip(other.spare, self.params, strict=False)
+            )
+        )
+
+    def copied(self) -> list[Tensor]:
+        """A copy of the parameters, good until the next call.
+
+        A GPU's allocator gives memory back in no time; on a CPU new pages would cost several times the copying.
+        """
+        if self.params[0].device.type != "cpu":
+            return duplicate(self.params)
+        if not self.spare:
+            self.spare.extend(duplicate(self.params))
+        else:
+            torch._foreach_copy_(self.spare, self.params)
+        return self.spare
 
     def total(self, values: Tensor, order: float = 2) -> Tensor:
         """Norms of what this rank holds -> norms of the whole, elementwise."""
@@ -51,10 +81,15 @@ class Bucket:
 
 
 class Vector:
-    """One tensor per parameter: ``tensors[b][i]`` belongs to ``buckets[b].params[i]``."""
+    """One tensor per parameter: ``tensors[b][i]`` belongs to ``buckets[b].params[i]``.
+
+    Attributes:
+        disposable: whether nobody needs it any more, so that what is computed from it may take its memory.
+    """
 
     def __init__(self, buckets: Sequence[Bucket], tensors: list[list[Tensor]]) -> None:
         self.buckets, self.tensors = buckets, tensors
+        self.disposable = False
 
     def like(self, tensors: list[list[Tensor]]) -> Vector:
         """A vector over the same parameters."""
@@ -67,18 +102,30 @@ class Vector:
         They are finite exactly when every number is: where squares overflow, the tensors are scaled down first.
         """
         norms = self._norms(2)
-        if math.inf not in norms:
-            return norms
-        largest = max(self._norms(math.inf))
-        if not math.isfinite(largest):
-            return norms
-        scaled = self.like([list(torch._foreach_mul(xs, 1 / largest)) for xs in self.tensors])
-        return [largest * norm for norm in scaled.norms]
+        small = self._scaled_down() if math.inf in norms else None
+        return norms if small is None else [small[0] * norm for norm in small[1].norms]
 
     @cached_property
     def norm(self) -> float:
         """2-norm over all tensors."""
         return math.hypot(*self.norms)
+
+    @cached_property
+    def norms_by_tensor(self) -> list[list[float]]:
+        """2-norm of each tensor, like `norms`; where this rank holds a shard, of the whole."""
+        norms = [
+            bucket.total(torch.stack(torch._foreach_norm(xs))).tolist()
+            for bucket, xs in zip(self.buckets, self.tensors, strict=True)
+        ]
+        small = self._scaled_down() if any(math.inf in each for each in norms) else None
+        return norms if small is None else [[small[0] * n for n in each] for each in small[1].norms_by_tensor]
+
+    def _scaled_down(self) -> tuple[float, Vector] | None:
+        """The largest number and this vector divided by it; None if it is not finite."""
+        largest = max(self._norms(math.inf))
+        if not math.isfinite(largest):
+            return None
+        return largest, self.like([list(torch._foreach_mul(xs, 1 / largest)) for xs in self.tensors])
 
     def _norms(self, order: float) -> list[float]:
         totals = []
@@ -106,16 +153,24 @@ def difference(x: Vector, y: Vector) -> Vector:
 
 
 def cosine(x: Vector, y: Vector) -> float:
-    """Re⟨x, y⟩ / (‖x‖‖y‖), and 0 where one of them vanishes.
+    """Re⟨x, y⟩ / (‖x‖‖y‖), and 0 where one of them vanishes."""
+    return unit_sum(x, y).norm ** 2 / 2 - 1 if min(x.norm, y.norm) >= TINY else 0.0
 
-    From ‖x̂ + ŷ‖² = 2 + 2 cos: there is no foreach kernel for inner products.
+
+def unit_sum(x: Vector, y: Vector) -> Vector:
+    """x̂ + ŷ of two vectors that do not vanish, written over x if that is disposable.
+
+    There is no foreach kernel for inner products, but ‖x̂ + ŷ‖² = 2 + 2 cos.
     """
-    if min(x.norm, y.norm) < 1e-30:
-        return 0.0
-    total = x.like([list(torch._foreach_mul(xs, 1 / x.norm)) for xs in x.tensors])
+    if x.disposable:
+        for xs in x.tensors:
+            torch._foreach_mul_(xs, 1 / x.norm)
+        total = x.like(x.tensors)
+    else:
+        total = x.like([list(torch._foreach_mul(xs, 1 / x.norm)) for xs in x.tensors])
     for sums, ys in zip(total.tensors, y.tensors, strict=True):
         torch._foreach_add_(sums, ys, alpha=1 / y.norm)
-    return total.norm**2 / 2 - 1
+    return total
 
 
 def duplicate(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
