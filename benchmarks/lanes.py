@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -244,9 +246,12 @@ def footprint(
     if cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=not cuda
-    ) as prof:
+    with (
+        _quiet(),
+        torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=not cuda
+        ) as prof,
+    ):
         params = [nn.Parameter(torch.randn(shape, device=source.device) / 20) for shape in shapes]
         step = build(params, base)
         for _ in range(steps):
@@ -271,6 +276,19 @@ def losses_of(p: Any) -> Tensor:
     with torch.enable_grad():
         outputs = torch.arange(2.0 * SAMPLES).reshape(SAMPLES, 2).requires_grad_()[p.samples]
         return p.mean(outputs.square().sum(dim=1), outputs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's profiler says of itself, past Python, on standard error."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _views(source: Tensor, shapes: Shapes, start: int) -> list[Tensor]:

@@ -1,7 +1,7 @@
-"""Times optax.contrib.sam for `peers.Optax`: a separate script, because JAX may live in another environment.
+"""Times optax.contrib.sam for `peers.Optax`: a script of its own, because JAX may live in another environment.
 
-Reads JSON lines: first the shapes, then numbers of steps to take; answers each with JSON: [[seconds, page faults], ...].
-Both updates of a step are compiled, and give weights and state their memory back (donated); gradients are handed over.
+Reads JSON lines: first the shapes, then numbers of steps to take, answered by [[seconds, page faults], ...]. The base
+does nothing. Updates are compiled and get the memory of weights and state (donated); gradients are handed over.
 """
 
 import functools
@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-LR, MOMENTUM, RHO = 1e-3, 0.9, 0.05
+RHO = 0.05
 
 
 def main() -> None:
-    base = optax.set_to_zero() if sys.argv[1] == "Idle" else optax.sgd(LR, MOMENTUM)
-    optimizer = optax.contrib.sam(base, optax.chain(optax.contrib.normalize(), optax.sgd(RHO)))
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
+    optimizer = optax.contrib.sam(optax.set_to_zero(), ascent)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def update(params, state, grads):

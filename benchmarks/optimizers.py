@@ -26,6 +26,7 @@ between the two, depending on what activations leave behind.
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import os
 import time
@@ -59,6 +60,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steppe.optim import OPTIMIZERS, create
+from steppe.optim.registry import optimizer_class
 from steppe.optim.sharpness.ascent import Perturbation
 from steppe.optim.sharpness.gradients import gradient_of
 from steppe.testing.rig import Rig
@@ -119,9 +121,13 @@ def ours(key: str, restore: str, **hyper: Any) -> Build:
     """A registered optimizer, called with a closure."""
 
     def build(params: list[nn.Parameter], base: type[Optimizer]) -> Step:
-        given = {} if key == "bsam" else {"base": base}
-        extra = {"data_size": 1000} if key == "bsam" else {"lr": LR}
-        optimizer: Any = create(key, params, restore=restore, **given, **extra, **hyper)
+        asked = inspect.signature(optimizer_class(key)).parameters
+        given: dict[str, Any] = {"base": base, "lr": LR} if "base" in asked else {}
+        demo = OPTIMIZERS[key].demos[0]  # what has no default
+        given |= {
+            name: demo[name] for name in demo if name in asked and asked[name].default is asked[name].empty
+        }
+        optimizer: Any = create(key, params, restore=restore, **given, **hyper)
 
         def step(backward: Callable[..., Any]) -> None:
             if hasattr(optimizer, "tail"):
@@ -213,7 +219,7 @@ class Timing:
     def beyond_the_passes(self, keys: Sequence[str], keep: bool = False) -> None:
         rows = []
         for key in keys:
-            times = self._times(entries(key), Idle if key == "sam" and not keep else None, keep)
+            times = self._times(entries(key), keep, optax=key == "sam" and not keep)
             rows += self._lines(times, times[f"{key}, copy"], LIMITS[key].accesses)
         self._table(
             "beyond the passes, over a base that does nothing" + (", memory kept" if keep else ""),
@@ -223,7 +229,7 @@ class Timing:
 
     def over_sgd(self) -> None:
         alone = Entry("SGD alone", peers.plain, 1, base=Momentum)
-        times = self._times([alone, *entries("sam", Momentum)], Momentum)
+        times = self._times([alone, *entries("sam", Momentum)])
         self._table(
             "whole step of SAM over SGD with momentum, beyond the passes",
             ("of SGD alone", "of ours, copy"),
@@ -246,17 +252,15 @@ class Timing:
                 self._lines(times, times["ours, copy"], 6),
             )
 
-    def _times(
-        self, lines: Sequence[Entry], base: type[Optimizer] | None, keep: bool = False
-    ) -> dict[str, Times]:
-        """By name, with "bound" for 8 accesses; optax beside them where there is a `base` for it."""
+    def _times(self, lines: Sequence[Entry], keep: bool = False, optax: bool = False) -> dict[str, Times]:
+        """By name, with "bound" for 8 accesses; `optax` beside them, over a base that does nothing."""
         lanes: dict[str, Contender] = {"bound": self._bound(keep)}
         for line in lines:
             lanes[line.name] = self._lane(
                 lambda values, line=line: sampler(line, values, self.tensors.shapes), keep
             )
-        if base and self.optax:
-            lanes["peer: optax"] = peers.Optax(self.optax, self.tensors.shapes, base.__name__)
+        if optax and self.optax:
+            lanes["peer: optax"] = peers.Optax(self.optax, self.tensors.shapes)
         return {
             name: Times(each) for name, each in measured(lanes, self.rounds, self.tensors.samples).items()
         }

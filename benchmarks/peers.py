@@ -167,11 +167,11 @@ def pytorch_optimizer(method: str, foreach: bool) -> Build:
 class Optax:
     """optax.contrib.sam in the interpreter that has it, as a lane (see `lanes.Lane`)."""
 
-    def __init__(self, python: str, shapes: Sequence[Sequence[int]], base: str) -> None:
+    def __init__(self, python: str, shapes: Sequence[Sequence[int]]) -> None:
         script = Path(__file__).with_name("optax_peer.py")
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         self._process = subprocess.Popen(
-            [python, script, base],
+            [python, script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

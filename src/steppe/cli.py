@@ -86,21 +86,31 @@ def report(folder: Path) -> None:
 @app.command(name="list")
 def list_() -> None:
     """List every optimizer and problem."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from steppe.optim.federated.registry import METHODS
     from steppe.optim.registry import LOSSES, OPTIMIZERS
     from steppe.problems.registry import PROBLEMS
 
     console = Console()
-    optimizers = Table("key", "family", "gradients per step", "summary", "paper", title="Optimizers")
-    for key, spec in {**OPTIMIZERS, **LOSSES, **METHODS}.items():
-        optimizers.add_row(key, spec.family, f"{spec.evals:.3g}", spec.summary, spec.paper)
-    problems = Table("key", "family", "summary", title="Problems")
+
+    def table(title: str, *more: str) -> Table:
+        key = Column("key", no_wrap=True)
+        return Table(key, *more, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+
+    specs = {**OPTIMIZERS, **LOSSES, **METHODS}
+    for family in dict.fromkeys(spec.family for spec in specs.values()):
+        rows = table(f"{family}, with gradients per step", "", "what it does", "paper")
+        for key, spec in specs.items():
+            if spec.family == family:
+                rows.add_row(key, f"{spec.evals:.3g}", spec.summary, spec.paper)
+        console.print(rows)
+    problems = table("problems", "family", "what it is")
     for key, spec in PROBLEMS.items():
         problems.add_row(key, spec.family, spec.summary)
-    console.print(optimizers, problems)
+    console.print(problems)
 
 
 @data.command
@@ -125,8 +135,7 @@ def check(path: Path, *, schema: Path | None = None) -> None:
 def _progress() -> Iterator[Callable[[Progress], None]]:
     """A bar with the time left on a terminal, a line per finished trial elsewhere."""
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     told: set[str] = set()

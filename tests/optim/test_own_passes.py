@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -437,6 +438,33 @@ def test_an_unfinished_step_is_taken_back_with_the_bases_state(
     assert set(optimizer.state) == {p}
     assert all(optimizer.state[p][name].equal(value) for name, value in state.items())
     assert {name: value.data_ptr() for name, value in optimizer.state[p].items()} == places
+
+
+class Nesting(torch.optim.SGD):
+    """A base with lists and numbers in its state and in its groups."""
+
+    def step(self, closure: None = None) -> None:
+        super().step()
+        for group in self.param_groups:
+            group["seen"] = group.get("seen", 0) + 1
+            for p in group["params"]:
+                self.state[p].setdefault("history", []).append(p.grad.clone())
+                self.state[p]["history"][0] += 1
+                self.state[p]["count"] = self.state[p].get("count", 0) + 1
+
+
+@pytest.mark.parametrize("cls", STEPPING)
+def test_nested_state_is_taken_back_too(cls: type[SharpnessAware]) -> None:
+    p = parameter(1.0, 2.0)
+    optimizer = cls([p], base=Nesting, lr=0.1)
+    gradients(optimizer, *[{p: vector(1.0, -1.0)}] * 4)
+    steps, first = optimizer.state[p]["count"], optimizer.state[p]["history"][0].clone()
+    calls = iter([1.0, 2.0, 3.0, math.nan] if cls is Lookbehind else [1.0, math.nan])
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        gradients(optimizer, *[{p: vector(value, 1.0)} for value in calls])
+    assert (optimizer.state[p]["count"], optimizer.param_groups[0]["seen"]) == (steps, steps)
+    assert len(optimizer.state[p]["history"]) == steps
+    assert optimizer.state[p]["history"][0].equal(first)
 
 
 @pytest.mark.parametrize("cls", STEPPING)

@@ -81,8 +81,8 @@ def _run(task: Task, store: Store) -> None:
             raise SpecError(f"optimizer {trial.label!r}: {error}.") from error
         if getattr(optimizer, "closure_takes_pass", False):
             raise SpecError(
-                f"optimizer {trial.label!r} looks at the losses or outputs of single samples, and a study's problem has "
-                "one loss per batch: it needs a training loop of your own."
+                f"optimizer {trial.label!r} looks at the losses or outputs of single samples, and a study's problem "
+                "has one loss per batch: it needs a training loop of your own."
             )
         return optimizer
 

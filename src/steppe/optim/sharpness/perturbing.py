@@ -51,7 +51,7 @@ class Perturbs(OneWithBase):
 
     def stream(self, *names: str | int, device: torch.device | None = None) -> torch.Generator:
         """A generator for this step: a function of seed, names and `steps`, so it is the same on every rank."""
-        seed = derive(self.seed, type(self).__name__, *names, self.steps)
+        seed = derive(self.seed, *names, self.steps)
         return torch.Generator(device or "cpu").manual_seed(seed)
 
     @contextmanager
@@ -124,7 +124,7 @@ class Perturbs(OneWithBase):
         Inside a `perturbed` block the base moves the weights that come back, and the perturbed ones stay.
 
         Returns:
-            The weights that it moved, one list per bucket, which must stay as they are.
+            The weights that it moved, one list per bucket: not to be changed, and good until the next call.
         """
         known = {id(owner) for bucket in self._buckets for owner in bucket.owners}
         late = [
@@ -140,7 +140,8 @@ class Perturbs(OneWithBase):
         self._stepped = True
         if not moved:
             return [bucket.params for bucket in self._buckets]
-        self._moved, self._saved = moved, [bucket.copied() for bucket in moved]
+        self._moved = moved
+        self._saved = [b.copied() if self._copies(b) else duplicate(b.params) for b in moved]
         for bucket, values in zip(moved, perturbed, strict=True):
             torch._foreach_copy_(bucket.params, values)
         return self._saved  # type: ignore[return-value]

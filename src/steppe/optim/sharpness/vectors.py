@@ -15,8 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch import distributed as dist
+from torch import Tensor, distributed as dist
 
 __all__ = ["TINY", "Bucket", "Vector", "combine", "cosine", "difference", "duplicate", "unit_sum"]
 
