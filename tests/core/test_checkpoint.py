@@ -2,8 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from steppe.core.checkpoint import load_tree, save_tree
 from steppe.core.errors import DataError

@@ -358,7 +358,9 @@ def test_rwp_alone_conforms() -> None:
     spec = OPTIMIZERS["rwp"]
     check_optimizer(
         dataclasses.replace(
-            spec, evals=1, demos=({"lr": 0.1, "alpha": 1.0}, {"base": "adamw", "gamma": 0.2, "alpha": 1.0})
+            spec,
+            evals=1,
+            demos=({"lr": 0.1, "alpha": 1.0}, {"base": "adamw", "lr": 0.05, "gamma": 0.1, "alpha": 1.0}),
         )
     )
 

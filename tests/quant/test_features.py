@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from steppe.quant.bars import daily_bars, rolling_bars
 from steppe.quant.features import cross_section, has_window, standardise

@@ -39,7 +39,7 @@ class MSAM(SharpnessAware):
     ``restore="subtract"`` nothing is copied. Running statistics are those of the perturbed weights, for want of a pass
     at others.
 
-    The paper is silent on weight decay. ``form="code"`` (MarlonBecker/MSAM) is exact with its two optimizers: over
+    Algorithm 1 has no weight decay. ``form="code"`` (MarlonBecker/MSAM) is exact with its two optimizers: over
     SGD the decay pulls back from the perturbed weights, g + weight_decay · (w + e), and over AdamW it comes after the
     update instead of before, w ← (1 − lr · weight_decay) · (w − update). ``form="paper"`` leaves it to the base, and
     so do both forms over other bases.
@@ -104,7 +104,7 @@ class MSAM(SharpnessAware):
         asked = [
             (group, group["lr"], group["weight_decay"])
             for group in groups
-            if group[self.key("form")] == "code"
+            if group[self.key("form")] == "code" and group["lr"] * group["weight_decay"] < 1
         ]
         try:
             for group, lr, decay in asked:
