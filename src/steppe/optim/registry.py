@@ -49,6 +49,8 @@ OPTIMIZERS = Registry(
             "gradient at the worst point of a ball of radius rho",
             "Foret et al. 2021, arXiv:2010.01412",
             evals=2,
+            copies=(0, 1),
+            buys="CIFAR-100, WRN-28-10: 81.51 to 84.16 (Momentum-SAM's table)",
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw", "rho": 0.5, "adaptive": True}),
         ),
         "asam": Spec(
@@ -57,6 +59,8 @@ OPTIMIZERS = Registry(
             "SAM in a ball that scales with the weights",
             "Kwon et al. 2021, arXiv:2102.11600",
             evals=2,
+            copies=(0, 1),
+            buys="CIFAR-100, WRN-28-10: 81.51 to 84.74, as adaptive SAM (Momentum-SAM's table)",
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw", "eta": 0.0}),
         ),
         "gsam": Spec(
@@ -65,6 +69,8 @@ OPTIMIZERS = Registry(
             "SAM that also closes the surrogate gap",
             "Zhuang et al. 2022, arXiv:2203.08065",
             evals=2,
+            copies=(0, 2),
+            buys="ImageNet, ViT-B/16: 74.6 to 81.0, SAM 79.9 (its paper)",
             demos=(
                 {"lr": 0.1, "momentum": 0.9},
                 {"base": "adamw", "lr": 0.01, "rho": 0.1, "rho_min": 0.02, "lr_max": 0.01},
@@ -77,6 +83,7 @@ OPTIMIZERS = Registry(
             "first-order flatness: the largest gradient norm in a ball",
             "Zhang et al. 2023, arXiv:2303.03108",
             evals=4,
+            copies=(0, 3),
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw", "form": "paper"}),
         ),
         "friendly_sam": Spec(
@@ -85,6 +92,8 @@ OPTIMIZERS = Registry(
             "SAM along the batch's noise: the gradient minus its moving average",
             "Li et al. 2024, arXiv:2403.12350",
             evals=2,
+            copies=(1, 3),
+            buys="CIFAR-100, ResNet-18, one seed: SAM's 80.8 to 81.2 (its repository)",
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw", "form": "paper", "sigma": 0.5}),
         ),
         "sampa": Spec(
@@ -93,6 +102,8 @@ OPTIMIZERS = Registry(
             "SAM whose two gradients do not wait for each other",
             "Xie et al. 2024, arXiv:2410.10683",
             evals=2,
+            copies=(2, 6),
+            buys="CIFAR-10, ResNet-56: SAM's accuracy with 70 instead of 141 thousand gradients (its figure)",
             demos=({"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}, {"base": "adamw"}),
         ),
         "msam": Spec(
@@ -101,6 +112,8 @@ OPTIMIZERS = Registry(
             "perturbed along the momentum: one gradient per step",
             "Becker et al. 2024, arXiv:2401.12033",
             evals=1,
+            copies=(0, 1),
+            buys="CIFAR-100, WRN-28-10: 81.51 to 83.21 at 0.99 of the speed (its table)",
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw"}),
         ),
         "cr_sam": Spec(
@@ -109,6 +122,7 @@ OPTIMIZERS = Registry(
             "SAM with a penalty on the curvature, from w + e and w − e",
             "Wu et al. 2024, arXiv:2312.13555",
             evals=3,
+            copies=(0, 2),
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw"}),
         ),
         "lookbehind": Spec(
@@ -117,6 +131,7 @@ OPTIMIZERS = Registry(
             "k ascents and k descents per step, then part of the way",
             "Mordido et al. 2024, arXiv:2307.16704",
             evals=4,
+            copies=(0, 3),
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw", "alpha": -1}),
         ),
         "looksam": Spec(
@@ -136,6 +151,7 @@ OPTIMIZERS = Registry(
             "Zhao et al. 2022, arXiv:2203.09962",
             evals=1.5,
             copies=(0, 1),
+            buys="half of SAM's extra cost (its abstract)",
             demos=(
                 {"lr": 0.1, "momentum": 0.9},
                 {"base": "adamw", "schedule": "linear", "p": 0.0, "total_steps": 20},
@@ -189,6 +205,7 @@ OPTIMIZERS = Registry(
             "SAM along a moving average of gradients, for a steadier perturbation",
             "Li & Giannakis 2023, arXiv:2309.15639",
             evals=2,
+            copies=(1, 3),
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw", "theta": 0.2}),
         ),
         "wsam": Spec(
@@ -197,6 +214,7 @@ OPTIMIZERS = Registry(
             "sharpness as a weighted regulariser, coupled or decoupled",
             "Yue et al. 2023, arXiv:2305.15817",
             evals=2,
+            copies=(0, 2),
             demos=(
                 {"lr": 0.05, "momentum": 0.9},
                 {"base": "adamw"},
@@ -209,6 +227,7 @@ OPTIMIZERS = Registry(
             "gradient matching: the perturbed point leans back along the descent",
             "Wang et al. 2023, arXiv:2303.10353",
             evals=2,
+            copies=(0, 2),
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw", "alpha": 0.05, "adaptive": True}),
             xfail={"ignores_the_gradient_scale": "a part of the perturbation is alpha times the gradient"},
         ),
@@ -218,6 +237,7 @@ OPTIMIZERS = Registry(
             "penalises the gradient's norm",
             "Zhao et al. 2022, arXiv:2202.03599",
             evals=2,
+            copies=(0, 2),
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw", "normalise": False}),
         ),
         "usam": Spec(
@@ -226,6 +246,7 @@ OPTIMIZERS = Registry(
             "SAM without dividing by the gradient's norm, or between both",
             "Andriushchenko & Flammarion 2022, arXiv:2206.06232",
             evals=2,
+            copies=(0, 1),
             demos=(
                 {"lr": 0.1, "momentum": 0.9},
                 {"base": "adamw", "lmbda": 0.5},
@@ -239,6 +260,8 @@ OPTIMIZERS = Registry(
             "SAM on normalisation layers only",
             "Mueller et al. 2023, arXiv:2306.04226",
             evals=2,
+            copies=(0, 0),
+            buys="CIFAR-100, WRN-28-10: 81.51 to 84.57, BatchNorm layers only (Momentum-SAM's table)",
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw", "adaptive": True}),
         ),
         "ssam": Spec(
@@ -247,6 +270,8 @@ OPTIMIZERS = Registry(
             "SAM with a sparse perturbation",
             "Mi et al. 2022, arXiv:2210.05177",
             evals=2,
+            copies=(0.25, 1.25),
+            buys="SAM's accuracy with half of the weights perturbed (its abstract)",
             demos=(
                 {"lr": 0.1, "momentum": 0.9, "update_every": 2, "sparsity": 0.5},
                 {"base": "adamw", "mask": "dynamic", "update_every": 1, "sparsity": 0.5, "total_steps": 20},

@@ -356,7 +356,7 @@ class SharpnessAware(Perturbs):
     def _is_finite(self, gradient: Vector) -> bool:
         finite = math.isfinite(gradient.norm) and math.isfinite(self._late().norm)
         if self.module.by_rank:  # all skip or none
-            finite = self.module.agreed(float(finite), self._buckets[0].params[0].device) == 1
+            finite = self.module.agreed(float(finite), self.param_groups[0]["params"][0].device) == 1
         return finite
 
     def _late(self) -> Vector:
@@ -384,9 +384,8 @@ class SharpnessAware(Perturbs):
             self.module.mean([grad for grad in grads if grad.dtype == dtype])
 
     def _skip(self, number: int) -> None:
-        if (
-            not self.skipped and not self._scaled
-        ):  # a scaler looks for the largest scale that fits: inf is its normal
+        # a scaler looks for the largest scale that fits: inf is its normal
+        if not self.skipped and not self._scaled:
             warnings.warn(
                 f"the gradient of pass {number} is not finite: {type(self).__name__} skips this step and leaves the "
                 "weights as they are. Further ones are skipped silently and counted in optimizer.skipped.",

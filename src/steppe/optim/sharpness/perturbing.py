@@ -161,9 +161,8 @@ class Perturbs(OneWithBase):
         self._moved, self._saved, self._taken_away = [], [], []
 
     def _copies(self, bucket: Bucket) -> bool:
-        return (
-            self.restore == "copy" or bucket.params[0].dtype in HALF
-        )  # random rounding cannot be taken away
+        # random rounding cannot be taken away
+        return self.restore == "copy" or bucket.params[0].dtype in HALF
 
     def _add(self, e: Perturbation, sign: int = 1) -> None:
         for number, (bucket, direction, length) in enumerate(
