@@ -14,7 +14,7 @@ from steppe.optim.registry import OPTIMIZERS, optimizer_class
 from steppe.optim.sharpness.ascent import Perturbation
 from steppe.optim.sharpness.base import Algorithm, Base, Interval, Pass, SharpnessAware
 from steppe.optim.sharpness.construction import Allowed
-from steppe.optim.sharpness.vectors import Bucket, Vector
+from steppe.optim.sharpness.vectors import Bucket, Vector, duplicate
 
 __all__ = ["Ascent", "Cadence", "Composed", "Composition", "Descent", "Hyper", "Part", "Parts", "Radius"]
 
@@ -62,6 +62,15 @@ class Part:
     def trait_of(self, bucket: Bucket) -> Any:
         """What `trait` said of the parameters of a bucket."""
         return bucket.trait[ROLES.index(self.role)]  # type: ignore[index]
+
+    def average(self, name: str, g: Vector, weights: Sequence[float]) -> None:
+        """m ← m + weight · (g − m) in the memory of that name, one weight per bucket; g where there is no m yet."""
+        memory = self.optimizer.memory[name]
+        for bucket, gs, weight in zip(g.buckets, g.tensors, weights, strict=True):
+            if bucket.indices[0] in memory:
+                torch._foreach_lerp_([memory[i] for i in bucket.indices], gs, weight)
+            else:
+                memory.update(zip(bucket.indices, duplicate(gs), strict=True))
 
     def check(self, group: Mapping[str, Any]) -> None:
         """Raise a `SpecError` if values of a group do not go together."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from steppe.optim.sharpness.ascent import Perturbation, steepest
 from steppe.optim.sharpness.base import Base, Interval
 from steppe.optim.sharpness.composition import Ascent, Composition, Hyper, Parts
-from steppe.optim.sharpness.vectors import Vector, duplicate
+from steppe.optim.sharpness.vectors import Vector
 
 __all__ = ["FriendlyAscent", "FriendlySAM"]
 
@@ -48,13 +48,7 @@ class FriendlyAscent(Ascent):
 
     def update(self, g: Vector) -> None:
         """m ← lmbda · m + (1 − lmbda) · g, or g where there is no m yet."""
-        memory = self.optimizer.memory["m"]
-        for bucket, gs in zip(g.buckets, g.tensors, strict=True):
-            if self.trait_of(bucket):
-                averages = [memory[i] for i in bucket.indices]
-                torch._foreach_lerp_(averages, gs, 1 - self.of(bucket.group, "lmbda"))
-            else:
-                memory.update(zip(bucket.indices, duplicate(gs), strict=True))
+        self.average("m", g, [1 - lmbda for lmbda in self.each("lmbda")])
 
 
 class FriendlySAM(Composition):

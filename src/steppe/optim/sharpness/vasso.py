@@ -11,7 +11,7 @@ from torch import Tensor
 from steppe.optim.sharpness.ascent import Perturbation, steepest
 from steppe.optim.sharpness.base import Base, Interval
 from steppe.optim.sharpness.composition import Ascent, Composition, Hyper, Parts
-from steppe.optim.sharpness.vectors import Vector, duplicate
+from steppe.optim.sharpness.vectors import Vector
 
 __all__ = ["AveragedAscent", "VaSSO"]
 
@@ -40,12 +40,7 @@ class AveragedAscent(Ascent):
 
     def update(self, g: Vector) -> None:
         """d ← (1 − theta) · d + theta · g, or g where there is no d yet."""
-        memory = self.optimizer.memory["d"]
-        for bucket, gs, theta in zip(g.buckets, g.tensors, self.each("theta"), strict=True):
-            if self.trait_of(bucket):
-                torch._foreach_lerp_([memory[i] for i in bucket.indices], gs, theta)
-            else:
-                memory.update(zip(bucket.indices, duplicate(gs), strict=True))
+        self.average("d", g, self.each("theta"))
 
 
 class VaSSO(Composition):
