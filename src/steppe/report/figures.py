@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 DASHES = ("solid", "dash", "dot")
-"""Colours repeat after eight candidates; the line's dash tells the rounds apart."""
+"""Colours repeat after twelve candidates; the line's dash tells the rounds apart."""
 
-COLORS = 8
+COLORS = 12
 
 METRICS = {
     "validation_ic": "Validation IC",
