@@ -177,10 +177,10 @@ def test_study_before_its_first_trial(study: Maker) -> None:
 
 
 def test_single_part_and_many_optimizers(study: Maker) -> None:
-    many = {"adamw": OPTIMIZERS["adamw"]} | {f"sam-{n}": OPTIMIZERS["sam"] for n in range(9)}
+    many = {"adamw": OPTIMIZERS["adamw"]} | {f"sam-{n}": OPTIMIZERS["sam"] for n in range(13)}
     page = Page(build(study(optimizers=many, parts=("model",), seeds=(0,)).folder))
     assert "model's score" in page.text
-    assert "--opt-9: var(--color-1)" in page.source
+    assert "--opt-13: var(--color-1)" in page.source
     dashes = {t["line"]["dash"] for f in page.figures[:1] for t in f["data"] if t["mode"] != "markers"}
     assert dashes == {"solid", "dash"}
 
