@@ -121,7 +121,7 @@ def sampler(entry: Entry, source: Tensor, shapes: Shapes) -> Callable[[], Sample
     some algorithms write over them. So all memory that a step allocates is the contender's own.
     """
     device = source.device
-    params = [nn.Parameter(torch.randn(shape, device=device) / 20) for shape in shapes]
+    params = weights(source, shapes)
     given = [[torch.empty(shape, device=device) for shape in shapes] for _ in range(entry.passes)]
     kept = [_views(source, shapes, 97 * number) for number in range(entry.passes)]
     taken = 0
@@ -158,7 +158,7 @@ def mover(
     make: Callable[[list[nn.Parameter]], Callable[[], None]], source: Tensor, shapes: Shapes
 ) -> Callable[[], Sample]:
     """What takes one sample of two moves there and back."""
-    params = [nn.Parameter(torch.randn(shape, device=source.device) / 20) for shape in shapes]
+    params = weights(source, shapes)
     for param, grad in zip(params, _views(source, shapes, 0), strict=True):
         param.grad = grad.clone()
     move = make(params)
@@ -173,14 +173,14 @@ def mover(
 
 def bound(source: Tensor, numbers: int) -> Callable[[], Sample]:
     """What times 8 accesses to all weights in flat memory: a norm, a copy, w + a·g in place, a copy back."""
-    weights, saved = torch.randn_like(source[:numbers]), torch.empty_like(source[:numbers])
     gradient = source[:numbers]
+    values, saved = gradient * 50, gradient.clone()
 
     def sweep() -> None:
         torch.linalg.vector_norm(gradient)
-        saved.copy_(weights)
-        weights.add_(gradient, alpha=1e-3)
-        weights.copy_(saved)
+        saved.copy_(values)
+        values.add_(gradient, alpha=1e-3)
+        values.copy_(saved)
 
     return lambda: Sample(_timed(sweep, source.device), 0.0, 0.0)
 
@@ -252,7 +252,7 @@ def footprint(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=not cuda
         ) as prof,
     ):
-        params = [nn.Parameter(torch.randn(shape, device=source.device) / 20) for shape in shapes]
+        params = weights(source, shapes)
         step = build(params, base)
         for _ in range(steps):
             step(backward)
@@ -269,6 +269,11 @@ def footprint(
 # -- common ----------------------------------------------------------------------------------------------------------
 
 SAMPLES = 8
+
+
+def weights(source: Tensor, shapes: Shapes) -> list[nn.Parameter]:
+    """Parameters some tens of times as large as the gradients."""
+    return [nn.Parameter(values * 50) for values in _views(source, shapes, 500)]
 
 
 def losses_of(p: Any) -> Tensor:

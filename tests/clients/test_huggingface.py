@@ -194,6 +194,7 @@ def test_bfloat16(train):
     assert_same(model, reference(SAM, trainer, clip=CLIP, loss=autocast(loss_of))[0])
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_float16(train):
     def scaler():
         return torch.amp.GradScaler(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steppe.core.errors import SpecError
 from steppe.optim.sharpness.construction import Allowed, Base, Interval, Maybe, make_base
-from steppe.optim.sharpness.gradients import as_gradient, bucketed, gradient_of, multiply, present
+from steppe.optim.sharpness.gradients import as_gradient, bucketed, drop, gradient_of, multiply, present
 from steppe.optim.sharpness.modules import Module
 from steppe.optim.sharpness.passes import Diagnostics, Pass
 from steppe.optim.sharpness.perturbing import Perturbs
@@ -216,7 +216,7 @@ class SharpnessAware(Perturbs):
                 one.number, one.perturbed = number, self._is_perturbed
                 self._last = one
                 asked.append(one)
-                self.zero_grad()
+                drop(self.param_groups)
                 statistics = number == 1 if one.statistics is None else one.statistics
                 torch.clear_autocast_cache()  # an autocast around all passes would keep casts of other weights
                 with self.module.during(statistics=statistics, average=one.final):
@@ -354,19 +354,20 @@ class SharpnessAware(Perturbs):
         return self._cached[1]
 
     def _is_finite(self, gradient: Vector) -> bool:
-        finite = math.isfinite(gradient.norm) and math.isfinite(self._late().norm)
+        late = self._late()
+        finite = math.isfinite(gradient.norm) and (late is None or math.isfinite(late.norm))
         if self.module.by_rank:  # all skip or none
             finite = self.module.agreed(float(finite), self.param_groups[0]["params"][0].device) == 1
         return finite
 
-    def _late(self) -> Vector:
-        """The gradients of parameters that had none in the first pass: only the base sees them."""
+    def _late(self) -> Vector | None:
+        """The gradients of parameters that had none in the first pass, if there are any: only the base sees them."""
         (had, *_), _ = self._cached
+        if None not in had:
+            return None
         params = (param for group in self.param_groups for param in group["params"])
-        if not any(
-            dtype is None and param.grad is not None for dtype, param in zip(had, params, strict=True)
-        ):
-            return Vector([], [])
+        if not any(dtype is None and p.grad is not None for dtype, p in zip(had, params, strict=True)):
+            return None
         known = {id(owner) for bucket in self._buckets for owner in bucket.owners}
         return gradient_of(
             self.bucketed(lambda index, param: param.grad is not None and id(param) not in known)

@@ -87,7 +87,7 @@ class Ascent(Part):
     keeps_gradient: ClassVar[bool] = False
 
     def perturbation(self, g: Vector, rho: Sequence[float]) -> Perturbation:
-        """e from the gradient at w, which must stay as it is, and the radius of each bucket."""
+        """e from the gradient at w and the radius of each bucket; the gradient must stay as it is or be `taken`."""
         raise NotImplementedError
 
     def observe(self, p: Vector) -> None:
@@ -211,7 +211,7 @@ class Composition(SharpnessAware):
                 self.descend(plain)
             return
         keeps = any(part.keeps_gradient for part in (ascent, descent, cadence))
-        g.disposable = not keeps
+        g.disposable = not (descent.keeps_gradient or cadence.keeps_gradient)
         with self.perturbed(ascent.perturbation(g, self.radius.rho())):
             if not keeps:
                 g = None  # its memory is free for the pass

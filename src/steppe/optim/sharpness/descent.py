@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steppe.optim.sharpness.ascent import EPS
-from steppe.optim.sharpness.vectors import TINY, Vector, combine, cosine, unit_sum
+from steppe.optim.sharpness.vectors import TINY, Vector, combine, cosine, sum_of_directions
 
 __all__ = ["minus_orthogonal", "projection", "surrogate_gap"]
 
@@ -29,9 +29,11 @@ def minus_orthogonal(main: Vector, other: Vector, gamma: Sequence[float]) -> Vec
     if not other.disposable or min(main.norm, other.norm) < TINY:
         k = projection(other, main)
         return combine(main, [1 + each * k for each in gamma], other, [-each for each in gamma])
-    total = unit_sum(other, main)  # other = ‖other‖ (total − main / ‖main‖)
-    k = _projection(other.norm, main.norm, total.norm**2 / 2 - 1) + other.norm / main.norm
-    return combine(main, [1 + each * k for each in gamma], total, [-each * other.norm for each in gamma])
+    total, size, cos = sum_of_directions(other, main)  # other = ‖other‖ (total / size − main / ‖main‖)
+    k = _projection(other.norm, main.norm, cos) + other.norm / main.norm
+    return combine(
+        main, [1 + each * k for each in gamma], total, [-each * other.norm / size for each in gamma]
+    )
 
 
 def surrogate_gap(g: Vector, p: Vector, alpha: Sequence[float], clean: Sequence[bool]) -> Vector:

@@ -11,7 +11,7 @@ from torch import Tensor
 from steppe.optim.sharpness.ascent import Perturbation, steepest
 from steppe.optim.sharpness.base import Base, Interval
 from steppe.optim.sharpness.composition import Ascent, Composition, Hyper, Parts
-from steppe.optim.sharpness.vectors import Vector
+from steppe.optim.sharpness.vectors import Bucket, Vector
 
 __all__ = ["FriendlyAscent", "FriendlySAM"]
 
@@ -41,14 +41,26 @@ class FriendlyAscent(Ascent):
                 directions.append(list(torch._foreach_mul(gs, 1 - sigma)) if paper else gs)
                 continue
             a, b = (1 - sigma * (1 - lmbda), sigma * lmbda) if paper else (1.0, sigma)
-            ds = list(torch._foreach_mul(gs, a))
-            torch._foreach_add_(ds, [self.optimizer.memory["m"][i] for i in bucket.indices], alpha=-b)
+            ds = gs if g.disposable and not paper else list(torch._foreach_mul(gs, a))
+            torch._foreach_add_(ds, self._averages(bucket), alpha=-b)
             directions.append(ds)
+        g.taken = g.disposable
         return steepest(g.like(directions), rho)
 
     def update(self, g: Vector) -> None:
         """m ← lmbda · m + (1 − lmbda) · g, or g where there is no m yet."""
-        self.average("m", g, [1 - lmbda for lmbda in self.each("lmbda")])
+        for bucket, gs in zip(g.buckets, g.tensors, strict=True):
+            sigma, weight = self.of(bucket.group, "sigma"), 1 - self.of(bucket.group, "lmbda")
+            if g.taken and self.trait_of(bucket) and self.of(bucket.group, "form") == "code":
+                ms = self._averages(bucket)  # and gs is d = g − sigma · m
+                if sigma != 1:
+                    torch._foreach_mul_(ms, 1 - weight * (1 - sigma))
+                torch._foreach_add_(ms, gs, alpha=weight)
+            else:
+                self.average("m", Vector([bucket], [gs]), [weight])
+
+    def _averages(self, bucket: Bucket) -> list[Tensor]:
+        return [self.optimizer.memory["m"][i] for i in bucket.indices]
 
 
 class FriendlySAM(Composition):

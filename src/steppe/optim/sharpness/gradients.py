@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from steppe.optim.sharpness.rounding import HALF
 from steppe.optim.sharpness.sharing import local
 from steppe.optim.sharpness.vectors import Bucket, Vector, duplicate
 
-__all__ = ["as_gradient", "bucketed", "gradient_of", "multiply", "numbered", "present"]
+__all__ = ["as_gradient", "bucketed", "drop", "gradient_of", "multiply", "numbered", "present"]
 
 
 def bucketed(
@@ -52,7 +52,10 @@ def gradient_of(buckets: Sequence[Bucket]) -> Vector:
     for bucket in buckets:
         given = [owner.grad for owner in bucket.owners]
         grads = [
-            grad if _is_plain(grad) else _dense(grad, owner, param)
+            # a view belongs to a bucket of DistributedDataParallel, which the next backward overwrites
+            grad
+            if type(grad) is Tensor and not grad.is_sparse and not grad._is_view()
+            else _dense(grad, owner, param)
             for grad, owner, param in zip(given, bucket.owners, bucket.params, strict=True)
         ]
         tensors.append(duplicate(grads, torch.float32) if bucket.params[0].dtype in HALF else grads)
@@ -74,6 +77,13 @@ def present(groups: Iterable[Mapping[str, Any]]) -> Iterator[Tensor]:
     return (local(param.grad) for group in groups for param in group["params"] if param.grad is not None)
 
 
+def drop(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Zero all gradients, as `zero_grad` does: there are none then."""
+    for group in groups:
+        for param in group["params"]:
+            param.grad = None
+
+
 def multiply(groups: Iterable[Mapping[str, Any]], factor: float) -> None:
     """Multiply all gradients in place."""
     if factor == 1:
@@ -85,11 +95,6 @@ def multiply(groups: Iterable[Mapping[str, Any]], factor: float) -> None:
     for grad in grads:
         if grad.is_sparse:
             grad.mul_(factor)
-
-
-def _is_plain(grad: Tensor | None) -> TypeGuard[Tensor]:
-    # a view belongs to a bucket of DistributedDataParallel, which the next backward overwrites
-    return type(grad) is Tensor and not grad.is_sparse and not grad._is_view()
 
 
 def _dense(grad: Tensor | None, owner: Tensor, param: Tensor) -> Tensor:

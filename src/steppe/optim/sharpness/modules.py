@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -51,20 +51,19 @@ class Module:
         modules = () if self.model is None else self.model.modules()
         return any(hasattr(each, "_orig_mod") or each._compiled_call_impl is not None for each in modules)
 
-    @contextmanager
-    def during(self, *, statistics: bool, average: bool) -> Iterator[None]:
+    def during(self, *, statistics: bool, average: bool) -> AbstractContextManager[Any]:
         """The setting of one pass.
 
         Args:
             statistics: whether normalisation layers update their running statistics.
             average: whether backward averages gradients over ranks, if ranks have perturbations of their own.
         """
-        with ExitStack() as stack:
-            if not statistics and self.model is not None:
-                stack.enter_context(_frozen_statistics(self.model))
-            if self.by_rank and not average and self.ddp is not None:
-                stack.enter_context(self.ddp.no_sync())
-            yield
+        stack = ExitStack()
+        if not statistics and self.model is not None:
+            stack.enter_context(_frozen_statistics(self.model))
+        if self.by_rank and not average and self.ddp is not None:
+            stack.enter_context(self.ddp.no_sync())
+        return stack
 
     def mean(self, values: Sequence[Tensor]) -> None:
         """Average tensors of one dtype over ranks, in place."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from steppe.optim.sharpness.ascent import Perturbation, steepest
 from steppe.optim.sharpness.base import Base, Interval
 from steppe.optim.sharpness.composition import Ascent, Composition, Hyper, Parts
-from steppe.optim.sharpness.vectors import Vector
+from steppe.optim.sharpness.vectors import Bucket, Vector, duplicate
 
 __all__ = ["AveragedAscent", "VaSSO"]
 
@@ -28,19 +28,23 @@ class AveragedAscent(Ascent):
         return index in self.optimizer.memory["d"]
 
     def perturbation(self, g: Vector, rho: Sequence[float]) -> Perturbation:
-        """The new d is computed apart: the old one stays until the step is complete."""
-        memory, directions = self.optimizer.memory["d"], []
+        """The new d is computed apart, the old one stays until the step is complete: in g's memory if it may."""
+        directions = []
         for bucket, gs, theta in zip(g.buckets, g.tensors, self.each("theta"), strict=True):
+            ds = gs
             if self.trait_of(bucket):
-                averages = [memory[i] for i in bucket.indices]
-                directions.append(list(torch._foreach_lerp(averages, gs, theta)))
-            else:
-                directions.append(gs)
+                ds = gs if g.disposable else duplicate(gs)
+                torch._foreach_lerp_(ds, self._averages(bucket), 1 - theta)
+            directions.append(ds)
+        g.taken = g.disposable
         return steepest(g.like(directions), rho, eps=1e-7)
 
     def update(self, g: Vector) -> None:
         """d ← (1 − theta) · d + theta · g, or g where there is no d yet."""
-        self.average("d", g, self.each("theta"))
+        self.average("d", g, [1.0] * len(g.buckets) if g.taken else self.each("theta"))
+
+    def _averages(self, bucket: Bucket) -> list[Tensor]:
+        return [self.optimizer.memory["d"][i] for i in bucket.indices]
 
 
 class VaSSO(Composition):

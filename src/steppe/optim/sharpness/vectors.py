@@ -16,9 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed as dist
+from torch._utils import _flatten_dense_tensors
 
-__all__ = ["TINY", "Bucket", "Vector", "combine", "cosine", "difference", "duplicate", "unit_sum"]
+__all__ = ["TINY", "Bucket", "Vector", "combine", "cosine", "difference", "duplicate", "sum_of_directions"]
 
+SMALL = 16384
+"""Numbers of a tensor up to which a CPU takes less time to copy it to others than to start a norm of its own."""
 TINY = 1e-30
 """A vector that is shorter has no direction."""
 
@@ -84,11 +87,12 @@ class Vector:
 
     Attributes:
         disposable: whether nobody needs it any more, so that what is computed from it may take its memory.
+        taken: whether that has happened.
     """
 
     def __init__(self, buckets: Sequence[Bucket], tensors: list[list[Tensor]]) -> None:
         self.buckets, self.tensors = buckets, tensors
-        self.disposable = False
+        self.disposable = self.taken = False
 
     def like(self, tensors: list[list[Tensor]]) -> Vector:
         """A vector over the same parameters."""
@@ -127,12 +131,12 @@ class Vector:
         return largest, self.like([list(torch._foreach_mul(xs, 1 / largest)) for xs in self.tensors])
 
     def _norms(self, order: float) -> list[float]:
-        totals = []
-        for bucket, xs in zip(self.buckets, self.tensors, strict=True):
-            each = torch.stack(torch._foreach_norm(xs, order))
-            totals.append(bucket.total(torch.linalg.vector_norm(each, order), order))
-        if not totals:
-            return []
+        totals = [
+            bucket.total(_norm(xs, order), order)
+            for bucket, xs in zip(self.buckets, self.tensors, strict=True)
+        ]
+        if len(totals) < 2:
+            return [total.item() for total in totals]
         widest = functools.reduce(torch.promote_types, [total.dtype for total in totals])
         return torch.stack([total.to(totals[0].device, widest) for total in totals]).tolist()
 
@@ -153,23 +157,37 @@ def difference(x: Vector, y: Vector) -> Vector:
 
 def cosine(x: Vector, y: Vector) -> float:
     """Re⟨x, y⟩ / (‖x‖‖y‖), and 0 where one of them vanishes."""
-    return unit_sum(x, y).norm ** 2 / 2 - 1 if min(x.norm, y.norm) >= TINY else 0.0
+    return sum_of_directions(x, y)[2] if min(x.norm, y.norm) >= TINY else 0.0
 
 
-def unit_sum(x: Vector, y: Vector) -> Vector:
-    """x̂ + ŷ of two vectors that do not vanish, written over x if that is disposable.
+def sum_of_directions(x: Vector, y: Vector) -> tuple[Vector, float, float]:
+    """size · (x/‖x‖ + y/‖y‖), its size, and the cosine of x and y, which must not vanish.
 
-    There is no foreach kernel for inner products, but ‖x̂ + ŷ‖² = 2 + 2 cos.
+    There is no foreach kernel for inner products, but the square of the norm is size² (2 + 2 cos). The sum is written
+    over x if that is disposable.
     """
-    if x.disposable:
-        for xs in x.tensors:
-            torch._foreach_mul_(xs, 1 / x.norm)
-        total = x.like(x.tensors)
-    else:
-        total = x.like([list(torch._foreach_mul(xs, 1 / x.norm)) for xs in x.tensors])
-    for sums, ys in zip(total.tensors, y.tensors, strict=True):
-        torch._foreach_add_(sums, ys, alpha=1 / y.norm)
-    return total
+    # x as it is, unless sums of numbers of its size could overflow or vanish
+    size = x.norm if all(1e-15 < norm < 1e15 for norm in (x.norm, y.norm)) else 1.0
+    sums = []
+    for xs, ys in zip(x.tensors, y.tensors, strict=True):
+        given = xs if size == x.norm else list(torch._foreach_mul(xs, size / x.norm))
+        if x.disposable:
+            torch._foreach_add_(given, ys, alpha=size / y.norm)
+            sums.append(given)
+        else:
+            sums.append(list(torch._foreach_add(given, ys, alpha=size / y.norm)))
+    total = x.like(sums)
+    return total, size, (total.norm / size) ** 2 / 2 - 1
+
+
+def _norm(xs: list[Tensor], order: float) -> Tensor:
+    """The norm of all tensors together."""
+    small = [x for x in xs if x.numel() <= SMALL] if xs[0].device.type == "cpu" else []
+    if len(small) > 1:
+        pieces = [_flatten_dense_tensors(small[start : start + 64]) for start in range(0, len(small), 64)]
+        xs = pieces + [x for x in xs if x.numel() > SMALL] if len(small) < len(xs) else pieces
+    parts = torch._foreach_norm(xs, order)
+    return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), order)
 
 
 def duplicate(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
