@@ -383,7 +383,8 @@ def main() -> None:
     passes()
     spent = sum(os.times()[:4]) - before
     print(
-        f"\n{time.perf_counter() - started:.0f} s ({spent:.0f} s of processor time), load {os.getloadavg()[0]:.1f} at the end"
+        f"\n{time.perf_counter() - started:.0f} s ({spent:.0f} s of processor time), "
+        f"load {os.getloadavg()[0]:.1f} at the end"
     )
 
 
