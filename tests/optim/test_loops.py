@@ -332,6 +332,63 @@ def test_subtracting_instead_of_copying_agrees_to_rounding(key: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("key", FAMILY)
+def test_swapping_instead_of_copying_has_the_same_bits(key: str) -> None:
+    from steppe.testing import Rig
+    from steppe.testing.rig import same
+
+    copied, swapped = (Rig(OPTIMIZERS[key], {**demo(key), "restore": r}) for r in ("copy", "swap"))
+    places = [p.data_ptr() for p in swapped.params.values()]
+    copied.train(6)
+    swapped.train(6)
+    assert same(copied.weights(), swapped.weights())
+    assert places == [p.data_ptr() for p in swapped.params.values()]
+
+
+def test_swapped_weights_lie_elsewhere_only_in_perturbed_passes() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = SAM([p], restore="swap", lr=0.0)
+    seen, alias = [], p.detach()
+
+    def closure() -> Tensor:
+        seen.append((p.data_ptr() == alias.data_ptr(), p.equal(alias)))
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure)
+    assert seen == [(True, True), (False, False)] * 2
+    assert p.data_ptr() == alias.data_ptr()
+    assert p.equal(torch.ones(3))
+
+
+def test_a_graph_from_before_a_swap_is_refused() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = SAM([p], restore="swap", lr=0.1)
+    for one in optimizer.passes():
+        if one.number == 1:
+            loss = p.square().sum()
+            loss.backward(retain_graph=True)
+        else:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+            p.square().sum().backward()
+
+
+def test_half_precision_is_copied_where_others_are_swapped() -> None:
+    p = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    optimizer = SAM([p], restore="swap", rho=1.0, lr=0.0)
+    for one in optimizer.passes():
+        assert p.equal(torch.ones_like(p)) == (one.number == 1)
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert p.equal(torch.ones_like(p))
+
+
 def test_diagnostics_measure_what_is_applied() -> None:
     model = net(torch.float64)
     optimizer = SAM(model.named_parameters(), base=AdamW, rho=0.3, lr=1e-3)

@@ -69,8 +69,11 @@ class SharpnessAware(Perturbs):
             of a step only; **sync**, "every" (default): ranks average the gradient of every pass and perturb alike,
             or "last": each rank perturbs by its own gradient (m-sharpness) and only what the base gets is averaged,
             for which `model` must be the `DistributedDataParallel` module; **restore**, "copy" (default): perturbed
-            passes hold a copy of the weights, or "subtract": the perturbation is taken away again, without the
-            copy, and weights drift by a rounding error per step; **seed** of what the algorithm draws, default 0.
+            passes hold a copy of the weights, "swap": in perturbed passes the parameters lie in other memory of that
+            size, which saves the copying, so nobody may look for weights elsewhere than in the parameters (views of
+            their memory, captured graphs, cuDNN's packed weights), or "subtract": the perturbation is taken away
+            again, without the copy, and weights drift by a rounding error per step; **seed** of what the algorithm
+            draws, default 0.
         own: the algorithm's hyper-parameters, defaults of every group.
 
     Attributes:
@@ -95,8 +98,10 @@ class SharpnessAware(Perturbs):
         name, rest = type(self).__name__, dict(rest)
         self.module = Module(name, rest.pop("model", None), rest.pop("sync", "every"))
         self.restore, self.seed = rest.pop("restore", "copy"), int(rest.pop("seed", 0))
-        if self.restore not in ("copy", "subtract"):
-            raise SpecError(f"{name}: restore={self.restore!r}, but it must be one of 'copy', 'subtract'.")
+        if self.restore not in ("copy", "swap", "subtract"):
+            raise SpecError(
+                f"{name}: restore={self.restore!r}, but it must be one of 'copy', 'swap', 'subtract'."
+            )
         self.base = make_base(name, params, base, rest, own)
         self.skipped = self.steps = 0
         self.memory, self.numbers = {name: {} for name in self.remembers}, {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -31,12 +31,13 @@ class Perturbs(OneWithBase):
     """
 
     seed: int
-    restore: Literal["copy", "subtract"]
+    restore: Literal["copy", "swap", "subtract"]
     diagnose: bool
     _buckets: list[Bucket]
     _moved: Sequence[Bucket]
     _saved: list[list[Tensor] | None]
     _taken_away: list[Perturbation]
+    _swapped: set[int]
     _correction: Perturbation | None
     _length: float
     _stepped: bool
@@ -71,12 +72,17 @@ class Perturbs(OneWithBase):
     def shift(self, e: Perturbation) -> None:
         """Add e to the weights, inside a `perturbed` block that undoes it."""
         first = not self._is_perturbed
-        for number, (bucket, length) in enumerate(zip(self._moved, e.lengths, strict=True)):
-            if length and self._saved[number] is None and self._copies(bucket):
+        new = [
+            (number, bucket)
+            for number, (bucket, length) in enumerate(zip(self._moved, e.lengths, strict=True))
+            if length and self._saved[number] is None
+        ]
+        for number, bucket in new:
+            if self._copies(bucket):
                 self._saved[number] = bucket.copied()
-        if any(length and values is None for length, values in zip(e.lengths, self._saved, strict=True)):
+        if self.restore == "subtract" and any(self._saved[number] is None for number, _ in new):
             self._taken_away.append(e)
-        self._add(e)
+        self._add(e, swap={number for number, bucket in new if self._swaps(bucket)})
         self._length = e.norm_if_known if first else math.nan
         half = any(bucket.params[0].dtype in HALF for bucket in self._moved)
         if self.diagnose or (half and not self._rounding_checked):
@@ -155,22 +161,34 @@ class Perturbs(OneWithBase):
     def _come_back(self) -> None:
         for e in reversed(self._taken_away):
             self._add(e, -1)
-        for bucket, values in zip(self._moved, self._saved, strict=True):
-            if values is not None:
+        for number, (bucket, values) in enumerate(zip(self._moved, self._saved, strict=True)):
+            if values is not None and number in self._swapped:
+                _place(bucket.params, values)
+            elif values is not None:
                 torch._foreach_copy_(bucket.params, values)
-        self._moved, self._saved, self._taken_away = [], [], []
+        self._moved, self._saved, self._taken_away, self._swapped = [], [], [], set()
 
     def _copies(self, bucket: Bucket) -> bool:
         # random rounding cannot be taken away
-        return self.restore == "copy" or bucket.params[0].dtype in HALF
+        return bucket.params[0].dtype in HALF or (self.restore != "subtract" and not self._swaps(bucket))
 
-    def _add(self, e: Perturbation, sign: int = 1) -> None:
+    def _swaps(self, bucket: Bucket) -> bool:
+        # half precision is rounded where it stands, and shards are views of what their parameter holds
+        plain = bucket.params[0] is bucket.owners[0] and bucket.params[0].dtype not in HALF
+        return self.restore == "swap" and plain
+
+    def _add(self, e: Perturbation, sign: int = 1, swap: Container[int] = ()) -> None:
         for number, (bucket, direction, length) in enumerate(
             zip(e.direction.buckets, e.direction.tensors, e.lengths, strict=True)
         ):
             if not length:
                 continue
-            if bucket.params[0].dtype in HALF:
+            if number in swap:
+                moved = bucket.plus(direction, length)
+                self._saved[number] = [param.data for param in bucket.params]
+                self._swapped.add(number)
+                _place(bucket.params, moved)
+            elif bucket.params[0].dtype in HALF:
                 if sign > 0:
                     stream = self.stream("rounding", self._shifts, number, device=bucket.params[0].device)
                     add_rounding_randomly(bucket.params, direction, length, stream)
@@ -210,10 +228,18 @@ class Perturbs(OneWithBase):
                 self._add(self._correction)
 
     def _reset(self) -> None:
-        self._buckets, self._moved, self._saved, self._taken_away = [], [], [], []
+        self._buckets, self._moved, self._saved, self._taken_away, self._swapped = [], [], [], [], set()
         self._correction, self._length = None, math.nan
         self._stepped, self._before, self._shifts = False, [], 0
 
 
 def _is_dense(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided
+
+
+def _place(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Let parameters hold these tensors themselves."""
+    for param, value in zip(params, values, strict=True):
+        param.data = value
+    # so that a graph from before is refused: it would compute with the wrong ones
+    torch.autograd.graph.increment_version(list(params))

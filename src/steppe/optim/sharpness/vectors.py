@@ -37,7 +37,7 @@ class Bucket:
         indices: their positions over all groups, the keys of ``state_dict()["state"]``.
         trait: what else they share, see `SharpnessAware.trait`.
         ranks: process groups over which the parameters are sharded; none where every rank has them whole.
-        spare: where the CPU keeps the memory of `copied` from step to step.
+        spare: where the CPU keeps the memory of `room` from step to step.
     """
 
     group: dict[str, Any]
@@ -61,17 +61,29 @@ class Bucket:
         )
 
     def copied(self) -> list[Tensor]:
-        """A copy of the parameters, good until the next call.
+        """A copy of the parameters, in their `room`."""
+        copies = self.room()
+        torch._foreach_copy_(copies, self.params)
+        return copies
+
+    def room(self) -> list[Tensor]:
+        """Memory for another value of each parameter, good until the next call.
 
         A GPU's allocator gives memory back in no time; on a CPU new pages would cost several times the copying.
         """
-        if self.params[0].device.type != "cpu":
-            return duplicate(self.params)
-        if not self.spare:
-            self.spare.extend(duplicate(self.params))
-        else:
-            torch._foreach_copy_(self.spare, self.params)
-        return self.spare
+        room = self.spare or [torch.empty_like(param, requires_grad=False) for param in self.params]
+        if self.params[0].device.type == "cpu" and not self.spare:
+            self.spare.extend(room)
+        return room
+
+    def plus(self, direction: list[Tensor], length: float) -> list[Tensor]:
+        """params + length · direction, in their `room`."""
+        if self.params[0].device.type != "cpu":  # where a call for each would take longer than the adding
+            return list(torch._foreach_add(self.params, direction, alpha=length))
+        room = self.room()
+        for param, step, value in zip(self.params, direction, room, strict=True):
+            torch.add(param, step, alpha=length, out=value)
+        return room
 
     def total(self, values: Tensor, order: float = 2) -> Tensor:
         """Norms of what this rank holds -> norms of the whole, elementwise."""
