@@ -131,7 +131,7 @@ OPTIMIZERS = Registry(
             "k ascents and k descents per step, then part of the way",
             "Mordido et al. 2024, arXiv:2307.16704",
             evals=4,
-            copies=(0, 3),
+            copies=(0, 4),
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw", "alpha": -1}),
         ),
         "looksam": Spec(
@@ -270,7 +270,7 @@ OPTIMIZERS = Registry(
             "SAM with a sparse perturbation",
             "Mi et al. 2022, arXiv:2210.05177",
             evals=2,
-            copies=(0.25, 1.25),
+            copies=(0.25, 2.5),
             buys="SAM's accuracy with half of the weights perturbed (its abstract)",
             demos=(
                 {"lr": 0.1, "momentum": 0.9, "update_every": 2, "sparsity": 0.5},
@@ -296,7 +296,7 @@ OPTIMIZERS = Registry(
             "SAM for the rare classes only",
             "Zhou et al. 2023, arXiv:2308.07815",
             evals=3,
-            copies=(0, 1),
+            copies=(0, 2),
             buys="CIFAR-100-LT, ResNet-34: SAM's 48.9 to 51.1, rare classes 12.4 to 19.4 (its repository)",
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw", "whole": False}),
         ),
@@ -330,7 +330,7 @@ OPTIMIZERS = Registry(
             "SAM as an optimal relaxation of Bayes: learns weights and their precision",
             "Moellenhoff & Khan 2023, arXiv:2210.01620",
             evals=2,
-            copies=(0, 2),
+            copies=(0, 4),
             buys="CIFAR-10, ResNet-18: SGD 94.8, SAM 95.7, bSAM 96.1 (its repository)",
             demos=({"lr": 0.1, "data_size": 1000}, {"lr": 0.02, "data_size": 100, "rho": 0.1, "s_init": 0.5}),
             xfail={
@@ -354,7 +354,7 @@ OPTIMIZERS = Registry(
             _SHARPNESS,
             "unpublished: ASAM's ascent, GSAM's descent, LookSAM's cadence",
             evals=1.2,
-            copies=(1, 2),
+            copies=(1, 3),
             demos=({"lr": 0.05, "momentum": 0.9}, {"base": "adamw", "minimize": "clean"}),
         ),
         "friendly_gsam": Spec(
@@ -362,7 +362,7 @@ OPTIMIZERS = Registry(
             _SHARPNESS,
             "unpublished: Friendly-SAM's ascent, GSAM's descent",
             evals=2,
-            copies=(1, 3),
+            copies=(1, 4),
             demos=({"lr": 0.1, "momentum": 0.9}, {"base": "adamw", "form": "paper", "sigma": 0.5}),
         ),
         "ae_vasso": Spec(
