@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from steppe.core.checkpoint import load_tree, save_tree
 from steppe.core.errors import SpecError
-from steppe.optim import OPTIMIZERS, create
+from steppe.optim import create
 
 STEPS = 4
 X = torch.randn(STEPS, 8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -37,7 +37,6 @@ MEMBERS: dict[str, dict[str, object]] = {
     "cr_sam": {},
     "rwp": {},
 }
-MEMBERS = {k: v for k, v in MEMBERS.items() if k in OPTIMIZERS}  # XXX
 """What is tried over ranks, with a base of momentum."""
 
 
