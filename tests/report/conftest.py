@@ -58,6 +58,7 @@ def make_study(
     running: Sequence[str] = (),
     tested: bool = True,
     steps: Mapping[str, Mapping[str, float | None]] | None = None,
+    funds: Sequence[str] = (),
     **spec: Any,
 ) -> Store:
     """A study folder; trials of ``failed`` (by optimizer) carry its error, those of ``running`` stopped half-way.
@@ -155,7 +156,10 @@ def make_study(
     store.set_plan(plan)
     done = [label for label in optimizers if label not in failed and label not in running]
     if tested and done:
-        _write_tables(store, rng, {label: optimizers[label][2] for label in done}, seeds, parts, dates)
+        lifts = {label: optimizers[label][2] for label in done}
+        _write_tables(store, rng, lifts, seeds, parts, dates, references=bool(funds))
+        if funds:
+            _write_funds(store, rng, lifts, seeds, funds)
     return store
 
 
@@ -176,14 +180,18 @@ def _write_tables(
     seeds: Sequence[int],
     parts: Sequence[str],
     n: int,
+    references: bool,
 ) -> None:
     days = [date(2022, 1, 4) + timedelta(days=7 * week) for week in range(n)]
     market, universe = rng.normal(0.085, 0.09, n), rng.normal(0.001, 0.025, n)
     scores = [*parts, "blend"] if len(parts) > 1 else list(parts)
     ic, layers, factor = [], [], []
-    for label, lift in lifts.items():
-        for seed in seeds:
-            for part in scores:
+    of_seed = pl.Series("seed", [*seeds, None], dtype=pl.Int64).to_list() if references else list(seeds)
+    runs = [(label, lift, of_seed) for label, lift in lifts.items()]
+    runs += [("no_model", -0.03, [None])] * references
+    for label, lift, seeds_of_label in runs:
+        for seed in seeds_of_label:
+            for part in scores if label != "no_model" else scores[-1:]:
                 key = {"optimizer": label, "seed": seed, "part": part}
                 mean = lift + (0.01 if part == "blend" else 0.0)
                 rank = market + mean + rng.normal(0, 0.006, n) + rng.normal(0, 0.0006)
@@ -196,7 +204,7 @@ def _write_tables(
                             "rank_ic_5": rank * 0.8,
                             "rank_ic_neutral": rank * 0.7,
                         }
-                    ).select(*(pl.lit(v).alias(k) for k, v in key.items()), pl.all())
+                    ).select(*_key(**key), pl.all())
                 )
                 top = np.zeros(n)
                 for layer in range(11):
@@ -204,11 +212,8 @@ def _write_tables(
                     top = universe + tilt + (rng.normal(0, 0.004, n) if layer else 0)
                     layers.append(
                         pl.DataFrame(
-                            [
-                                {**key, "date": d, "layer": layer, "ret": r}
-                                for d, r in zip(days, top, strict=True)
-                            ]
-                        )
+                            [{"date": d, "layer": layer, "ret": r} for d, r in zip(days, top, strict=True)]
+                        ).select(*_key(**key), pl.all())
                     )
                 factor.append(
                     {
@@ -230,7 +235,99 @@ def _write_tables(
                 )
     store.write_table("ic", pl.concat(ic))
     store.write_table("layers", pl.concat(layers))
-    store.write_table("factor", pl.DataFrame(factor))
+    store.write_table("factor", pl.DataFrame(factor, schema_overrides={"seed": pl.Int64}))
+    if references:
+        means = pl.DataFrame(factor, schema_overrides={"seed": pl.Int64}).select(
+            "optimizer", "seed", "part", "rank_ic", "top_annual_excess"
+        )
+        horizons = pl.DataFrame({"horizon": [1, 5, 10, 20], "factor": [0.5, 0.8, 1.0, 1.1]})
+        decay = means.join(horizons, how="cross").with_columns(pl.col("rank_ic") * pl.col("factor"))
+        store.write_table("decay", decay.drop("factor", "top_annual_excess"))
+        years = means.join(pl.DataFrame({"year": [2021, 2022]}), how="cross")
+        store.write_table("factor_yearly", years)
+
+
+def _key(optimizer: str, seed: int | None, part: str) -> list[pl.Expr]:
+    return [
+        pl.lit(optimizer).alias("optimizer"),
+        pl.lit(seed, dtype=pl.Int64).alias("seed"),
+        pl.lit(part).alias("part"),
+    ]
+
+
+def _write_funds(
+    store: Store,
+    rng: np.random.Generator,
+    lifts: Mapping[str, float],
+    seeds: Sequence[int],
+    indices: Sequence[str],
+) -> None:
+    """A year of sessions; better scores earn more, and the score without a model loses to the index."""
+    days = [
+        date(2022, 1, 4) + timedelta(days=d)
+        for d in range(340)
+        if (date(2022, 1, 4) + timedelta(d)).weekday() < 5
+    ]
+    runs = [(label, lift, seed) for label, lift in lifts.items() for seed in (*seeds, None)]
+    runs.append(("no_model", -0.03, None))
+    daily, summary, yearly, rebalances = [], [], [], []
+    for index in indices:
+        market = rng.normal(0.0002, 0.012, len(days))
+        for label, lift, seed in runs:
+            key = {"optimizer": label, "seed": seed, "index": index}
+            excess = 0.0003 + 0.02 * lift + rng.normal(0, 0.003, len(days))
+            figures = {
+                "annual_return": 0.1 + 5 * lift,
+                "benchmark_annual_return": 0.05,
+                "annual_excess": float(np.prod(1 + excess) ** (252 / len(days)) - 1),
+                "tracking_error": float(excess.std() * 252**0.5),
+                "information_ratio": float(excess.mean() / excess.std() * 252**0.5),
+                "excess_max_drawdown": 0.03,
+                "excess_calmar": 2.0,
+                "monthly_win_rate": 0.7,
+            }
+            daily += [
+                {**key, "date": d, "ret": r, "benchmark": b}
+                for d, r, b in zip(days, (market + excess).tolist(), market.tolist(), strict=True)
+            ]
+            summary.append(
+                {**key, **figures, "turnover": 0.3, "cost_annual": 0.03, "relaxed": 1, "rebalances": 60}
+            )
+            yearly += [{**key, "period": period, **figures} for period in ("2022", "last 12 months")]
+            rebalances += [
+                {
+                    **key,
+                    "date": days[k],
+                    "turnover": 0.3,
+                    "held": 120,
+                    "cash": 0.01,
+                    "relaxed": text,
+                    "violation": v,
+                    "blocked": 1,
+                }
+                for k, text, v in ((0, "turnover", 0.7), (5, "", 0.0))
+            ]
+    for name, rows in (
+        ("fund_daily", daily),
+        ("fund", summary),
+        ("fund_yearly", yearly),
+        ("fund_rebalances", rebalances),
+    ):
+        store.write_table(
+            name, pl.DataFrame(rows, schema_overrides={"seed": pl.Int64}, infer_schema_length=None)
+        )
+    store.write_json(
+        "panel_info",
+        store.read_json("panel_info", {})
+        | {
+            "fund": {
+                "indices": {index: {"weights": "float_cap", "benchmark": "price index"} for index in indices},
+                "cost": 0.002,
+                "limits": {"active weight": "±0.8 %", "turnover": "30 %"},
+                "notes": ["Funds of 100 million would trade 1 % of a stock's daily amount."],
+            }
+        },
+    )
 
 
 @pytest.fixture(scope="session")

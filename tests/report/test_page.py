@@ -67,7 +67,17 @@ def test_complete_page(study: Maker) -> None:
     assert path == store.folder / "report.html"
     page = Page(path)
     assert path.read_text("utf-8").count(get_plotlyjs()[:400]) == 1
-    order = ["verdict", "leaderboard", "training", "perturbation", "test", "cost", "limits", "settings"]
+    order = [
+        "verdict",
+        "leaderboard",
+        "training",
+        "perturbation",
+        "test",
+        "differences",
+        "cost",
+        "limits",
+        "settings",
+    ]
     assert [section for section in page.sections if section] == order
     for label in OPTIMIZERS:
         for section in ("leaderboard", "training", "test", "cost", "settings"):
@@ -99,7 +109,7 @@ def test_simulated_stands_beside_every_block_of_numbers(study: Maker, simulated:
     for section in ("verdict", "leaderboard", "training", "perturbation", "test", "cost"):
         assert page.sections[section].split("\n")[1].strip().endswith("simulated"), section
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page.source, re.DOTALL)
-    assert len(captions) == page.tags.count("figure") == len(page.figures) + 6
+    assert len(captions) == page.tags.count("figure") == len(page.figures) + 7
     assert all("simulated" in caption for caption in captions)
 
 
@@ -238,6 +248,7 @@ def test_tables_beside_the_page(study: Maker, tmp_path: Path) -> None:
         "leaderboard.csv",
         "perturbation.csv",
         "costs.csv",
+        "differences.csv",
         "factor-blend.csv",
         "factor-daily.csv",
         "factor-weekly.csv",

@@ -26,7 +26,7 @@ def test_means_over_epochs_and_trials(study: Maker) -> None:
     trials = {row["trial"]: [r["step_cosine"] for r in rows if r["trial"] == row["trial"]] for row in rows}
     (asam,) = [s for s in results.steps if (s.part, s.optimizer) == ("weekly", "asam")]
     assert asam.cosine == pytest.approx(sum(sum(c) / len(c) for c in trials.values()) / 2)
-    assert (asam.seeds, asam.gradients, asam.perturbation, asam.skipped) == (2, 2, 0.5, 0)
+    assert (asam.trials, asam.gradients, asam.perturbation, asam.skipped) == (2, 2, 0.5, 0)
     row = steps(results).rows[0]
     assert (row["optimizer"], row["rho"], row["perturbation"]) == ("sam", 0.05, 0.05)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from markupsafe import Markup, escape
 
-from steppe.report.results import Results
+from steppe.report.results import NO_MODEL, Results
 
 __all__ = [
     "DASH",
@@ -151,14 +151,15 @@ def score_name(part: str) -> str:
 def chip(results: Results, label: str) -> Markup:
     """An optimizer's name beside its colour."""
     role = Markup(' <span class="role">baseline</span>') if label == results.baseline else ""
+    name = "no model" if label == NO_MODEL else label
     return Markup('<span class="chip" style="--c: var({})">{}</span>{}').format(
-        color(results, label), label, role
+        color(results, label), name, role
     )
 
 
 def color(results: Results, label: str) -> str:
     """The CSS variable of an optimizer's colour: grey for the baseline, the same on the whole page."""
-    return f"--opt-{results.optimizers.index(label)}"
+    return f"--opt-{results.optimizers.index(label)}" if label in results.optimizers else "--soft"
 
 
 def two_lines(first: str, second: str) -> Markup:

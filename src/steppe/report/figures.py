@@ -19,11 +19,14 @@ import numpy as np
 import polars as pl
 
 from steppe.report.cells import color
-from steppe.report.results import Results
+from steppe.report.funds import Funds
+from steppe.report.results import NO_MODEL, Results
 
 __all__ = [
     "Figure",
     "cumulative_rank_ic",
+    "decay",
+    "fund_excess",
     "layer_bars",
     "layer_values",
     "relative_value",
@@ -103,7 +106,7 @@ def step_curves(results: Results) -> list[Figure]:
 def cumulative_rank_ic(results: Results) -> Figure:
     """RankIC summed over the test dates, mean over seeds."""
     traces = []
-    for label in results.tested:
+    for label in results.shown:
         daily = _mean_over_seeds(results.series(label, results.final))
         traces.append(_line(results, label, results.dates, np.cumsum(np.nan_to_num(daily)).tolist()))
     return Figure("Cumulative RankIC", {"data": traces, "layout": _layout(x="date")})
@@ -111,7 +114,7 @@ def cumulative_rank_ic(results: Results) -> Figure:
 
 def layer_bars(results: Results) -> list[Figure]:
     """Per optimizer: annualised excess of every layer over the equal-weight universe; one scale for all."""
-    excess = {label: results.layer_excess(label) for label in results.tested}
+    excess = {label: results.layer_excess(label) for label in results.shown}
     values = [100 * value for layers in excess.values() for value in layers.values() if math.isfinite(value)]
     extent = [min([0.0, *values]) * 1.08, max([0.0, *values]) * 1.08]
     return [
@@ -138,7 +141,7 @@ def layer_bars(results: Results) -> list[Figure]:
 
 def layer_values(results: Results) -> list[Figure]:
     """Per optimizer: net value of every layer; one scale for all."""
-    curves = {label: results.layer_returns(label) for label in results.tested}
+    curves = {label: results.layer_returns(label) for label in results.shown}
     values = {
         label: {layer: _net_value(returns) for layer, returns in sorted(layers.items())}
         for label, layers in curves.items()
@@ -170,7 +173,7 @@ def layer_values(results: Results) -> list[Figure]:
 def relative_value(results: Results) -> Figure:
     """Net value of the top layer's period returns less those of the equal-weight universe, all optimizers."""
     traces = []
-    for label in results.tested:
+    for label in results.shown:
         returns = results.layer_returns(label)
         if returns:
             excess = returns[max(returns)] - returns[0]
@@ -180,6 +183,35 @@ def relative_value(results: Results) -> Figure:
         "Top layer against the equal-weight universe",
         {"data": traces, "layout": _layout(x="date")},
     )
+
+
+def decay(results: Results) -> Figure:
+    """Mean RankIC of the final score by how far ahead it looks, mean over seeds."""
+    traces = []
+    for label in results.shown:
+        points = results.decay_of(label)
+        if points:
+            traces.append(
+                _line(results, label, list(points), list(points.values())) | {"mode": "lines+markers"}
+            )
+    layout = _layout(x="sessions ahead")
+    layout["yaxis"]["rangemode"] = "tozero"
+    return Figure("RankIC by horizon", {"data": traces, "layout": layout})
+
+
+def fund_excess(funds: Funds) -> list[Figure]:
+    """Per index: the compounded daily excess of every fund over its index, after costs."""
+    figures = []
+    for index in funds.indices:
+        traces = []
+        for label in funds.labels:
+            sessions, excess = funds.excess(index, label)
+            if sessions:
+                value = (100 * (np.cumprod(1 + excess) - 1)).tolist()
+                traces.append(_line(funds.results, label, sessions, value) | {"hovertemplate": "%{y:+.2f} %"})
+        if traces:
+            figures.append(Figure(f"Excess over {index}, %", {"data": traces, "layout": _layout(x="date")}))
+    return figures
 
 
 def _curve(
@@ -255,8 +287,8 @@ def _axes(group: pl.DataFrame) -> dict[str, list[float]]:
 
 
 def _line(results: Results, label: str, x: Sequence[Any], y: Sequence[float | None]) -> dict[str, Any]:
-    order = results.optimizers.index(label)
-    dash = DASHES[max(order - 1, 0) // COLORS % len(DASHES)]
+    order = results.optimizers.index(label) if label in results.optimizers else 1
+    dash = "dot" if label == NO_MODEL else DASHES[max(order - 1, 0) // COLORS % len(DASHES)]
     return {
         "type": "scatter",
         "mode": "lines",

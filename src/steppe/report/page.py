@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,9 +13,10 @@ from markupsafe import Markup
 from plotly.offline.offline import get_plotlyjs
 
 from steppe.core.files import write_atomically
-from steppe.report import figures, tables, words
+from steppe.report import figures, fund_tables, tables, words
 from steppe.report.cells import DASH, Table, chip, flatten
 from steppe.report.figures import COLORS
+from steppe.report.funds import Funds
 from steppe.report.results import Results
 from steppe.study.store import Store, TrialRow
 
@@ -38,18 +40,29 @@ def build(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
     store = Store.open(folder)
     page = Path(out) if out is not None else store.folder / "report.html"
     results = Results.of(store)
-    leaderboard, factors = tables.leaderboard(results), tables.factor_tests(results)
-    steps, costs = tables.steps(results), tables.costs(results)
+    funds = Funds.of(store, results)
+    made: dict[str, Table] = {
+        "leaderboard": tables.leaderboard(results),
+        "steps": tables.steps(results),
+        "costs": tables.costs(results),
+        "factor_years": fund_tables.factor_years(results),
+        "differences": fund_tables.differences(results, funds),
+    }
+    lists = {
+        "factors": tables.factor_tests(results),
+        "fund_tables": fund_tables.fund_tables(funds),
+        "fund_years": fund_tables.fund_years(funds),
+    }
     csv_folder = page.with_suffix("")
     csv_folder.mkdir(parents=True, exist_ok=True)
-    for table in (leaderboard, steps, costs, *factors):
+    for table in itertools.chain(made.values(), *lists.values()):
         if table.rows:
             _write(csv_folder / f"{table.name}.csv", table.csv())
-    _write(page, _render(results, leaderboard, factors, steps, costs))
+    _write(page, _render(results, funds, {**made, **lists}))
     return page
 
 
-def _render(results: Results, leaderboard: Table, factors: list[Table], steps: Table, costs: Table) -> str:
+def _render(results: Results, funds: Funds, made: Mapping[str, Table | list[Table]]) -> str:
     environment = Environment(
         loader=PackageLoader("steppe.report"),
         autoescape=True,
@@ -66,10 +79,12 @@ def _render(results: Results, leaderboard: Table, factors: list[Table], steps: T
         missing=words.missing(results),
         limits=words.limits(results),
         facts=_facts(results),
-        leaderboard=leaderboard,
-        factors=factors,
-        steps=steps,
-        costs=costs,
+        **made,
+        funds=funds,
+        fund_words=words.funds(funds),
+        fund_terms=words.fund_terms(funds),
+        decay=figures.decay(results),
+        fund_excess=figures.fund_excess(funds),
         doubts=words.doubts(results),
         curves=figures.training_curves(results),
         step_curves=figures.step_curves(results),

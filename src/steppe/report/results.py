@@ -13,12 +13,26 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from steppe.study.statistics import Comparison, Estimate, compare_all, default_block, estimate
+from steppe.study.statistics import Comparison, Estimate, compare, compare_all, default_block, estimate
 from steppe.study.store import Store, TrialRow
 
-__all__ = ["PERIODS_PER_YEAR", "Cost", "Results", "Steps", "annual", "mean"]
+__all__ = [
+    "NO_MODEL",
+    "PERIODS_PER_YEAR",
+    "Cost",
+    "Results",
+    "Steps",
+    "annual",
+    "frequency",
+    "matrix",
+    "mean",
+    "paired",
+]
 
 Floats = NDArray[np.float64]
+
+NO_MODEL = "no_model"
+"""Label of the score that no model made: what any training has to beat."""
 
 PERIODS_PER_YEAR = 252 / 5
 """Holding periods of a layer, five sessions each, in a year of 252 sessions."""
@@ -40,10 +54,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Steps:
-    """What an optimizer told of its steps in one part: the ledger's ``step_...``, means over epochs and trials.
+    """What an optimizer told of its steps in one frequency: the ledger's ``step_...``, means over epochs and trials.
 
     Attributes:
-        seeds: trials behind the means, unfinished ones included.
+        trials: those behind the means, unfinished ones included.
         gradients: gradients per step.
         perturbed: share of steps with a gradient at perturbed weights w + e.
         perturbation: ‖e‖ as it was applied.
@@ -57,7 +71,7 @@ class Steps:
 
     part: str
     optimizer: str
-    seeds: int
+    trials: int
     gradients: float
     perturbed: float
     perturbation: float
@@ -77,7 +91,8 @@ class Results:
         environment: facts of the machine.
         trials: trials of the current plan.
         history: metrics per trial and epoch.
-        ic, layers, factor: tables of the analysis, of the spec's optimizers and seeds only.
+        ic, layers, factor, decay, factor_yearly: tables of the analysis, of the spec's optimizers and seeds only.
+        averaged: the same tables' rows without a seed, by name: scores averaged over the seeds, and `NO_MODEL`.
     """
 
     spec: Mapping[str, Any]
@@ -88,27 +103,32 @@ class Results:
     ic: pl.DataFrame
     layers: pl.DataFrame
     factor: pl.DataFrame
+    decay: pl.DataFrame
+    factor_yearly: pl.DataFrame
+    averaged: Mapping[str, pl.DataFrame]
 
     @classmethod
     def of(cls, store: Store) -> Results:
         """Read a store."""
         spec, names = store.spec, store.tables()
-
-        def table(name: str) -> pl.DataFrame:
-            if name not in names:
-                return pl.DataFrame(schema={"optimizer": pl.String, "seed": pl.Int64, "part": pl.String})
-            # a table of an earlier spec may still hold an optimizer or a seed that was dropped since
-            return store.table(name).filter(
-                pl.col("optimizer").is_in(list(spec["optimizers"])), pl.col("seed").is_in(spec["seeds"])
-            )
-
+        nothing = pl.DataFrame(schema={"optimizer": pl.String, "seed": pl.Int64, "part": pl.String})
+        found = {
+            name: store.table(name) if name in names else nothing
+            for name in ("ic", "layers", "factor", "decay", "factor_yearly")
+        }
+        # a table of an earlier spec may still hold an optimizer or a seed that was dropped since
+        own = pl.col("optimizer").is_in(list(spec["optimizers"]))
+        of_seeds = {name: t.filter(own, pl.col("seed").is_in(spec["seeds"])) for name, t in found.items()}
+        known = own | (pl.col("optimizer") == NO_MODEL)
+        averaged = {name: t.filter(known, pl.col("seed").is_null()) for name, t in found.items()}
         return cls(
             spec,
             store.read_json("panel_info", {}),
             store.read_json("environment", {}),
             store.trials(),
             store.history(),
-            *(table(name) for name in ("ic", "layers", "factor")),
+            **of_seeds,
+            averaged=averaged,
         )
 
     @property
@@ -133,9 +153,24 @@ class Results:
         return [label for label in self.optimizers if label in found]
 
     @cached_property
+    def references(self) -> list[str]:
+        """`NO_MODEL`, where it was tested."""
+        return [NO_MODEL] if NO_MODEL in set(self.averaged["ic"]["optimizer"]) else []
+
+    @property
+    def shown(self) -> list[str]:
+        """What figures and tables of scores show: the tested optimizers, then `NO_MODEL`."""
+        return [*self.tested, *self.references]
+
+    @cached_property
     def parts(self) -> list[str]:
         """Trained parts, in the plan's order."""
         return list(dict.fromkeys(trial.part for trial in self.trials))
+
+    @cached_property
+    def frequencies(self) -> list[str]:
+        """The parts, the blocks of a walk-forward taken together."""
+        return list(dict.fromkeys(map(frequency, self.parts)))
 
     @cached_property
     def scores(self) -> list[str]:
@@ -152,18 +187,20 @@ class Results:
     def block(self) -> float | None:
         """Mean bootstrap block: at least twice the dates that share a label; None without dates."""
         problem = self.spec["problem"]
-        overlap = math.ceil(int(problem.get("horizon", 10)) / int(problem.get("every", 5)))
+        overlap = math.ceil(int(problem.get("horizon", 10)) / int(problem.get("test_every", 5)))
         dates = self.ic["date"].n_unique() if "date" in self.ic.columns else 0
         return max(default_block(dates), 2.0 * overlap) if dates else None
 
     def series(self, optimizer: str, part: str, metric: str = "rank_ic") -> Floats:
-        """``[seeds, dates]`` of a column of ``ic``; NaN where there is none."""
-        return _matrix(
-            self.ic.filter(pl.col("optimizer") == optimizer, pl.col("part") == part),
-            sorted(self.spec["seeds"]),
-            self.dates,
-            metric,
-        )
+        """``[seeds, dates]`` of a column of ``ic``, one row for a score without seeds; NaN where there is none."""
+        table, seeds = self._of_label("ic", optimizer)
+        return matrix(table.filter(pl.col("part") == part), seeds, self.dates, metric)
+
+    def _of_label(self, name: str, label: str) -> tuple[pl.DataFrame, list[int | None]]:
+        """A label's rows of a table and its seeds: those of the spec, or the one None of `NO_MODEL`."""
+        reference = label == NO_MODEL
+        table: pl.DataFrame = self.averaged[name] if reference else getattr(self, name)
+        return table.filter(pl.col("optimizer") == label), [None] if reference else sorted(self.spec["seeds"])
 
     @cached_property
     def dates(self) -> list[date]:
@@ -174,7 +211,7 @@ class Results:
     def estimates(self) -> dict[str, Estimate]:
         """RankIC of the final score with its interval, over the seeds an optimizer has."""
         found = {}
-        for label in self.tested:
+        for label in self.shown:
             values = self.series(label, self.final)
             values = values[np.isfinite(values).any(axis=1)]
             if np.isfinite(values).all(axis=0).any():
@@ -184,15 +221,35 @@ class Results:
     @cached_property
     def comparisons(self) -> dict[str, Comparison]:
         """Every other optimizer against the baseline on RankIC of the final score, on shared seeds and dates."""
+        return paired(
+            self.baseline, {label: self.series(label, self.final) for label in self.tested}, self.block
+        )
+
+    @cached_property
+    def reference_comparisons(self) -> dict[str, Comparison]:
+        """`NO_MODEL` against the baseline on the same; no part of the family that is corrected together."""
         base = self.series(self.baseline, self.final)
-        pairs = {}
-        for label in self.tested:
-            other = self.series(label, self.final)
-            both = np.isfinite(base).any(axis=1) & np.isfinite(other).any(axis=1)
-            complete = np.isfinite(base[both] + other[both]).all(axis=0)
-            if label != self.baseline and both.any() and complete.any():
-                pairs[label] = (base[both], other[both])
-        return {c.candidate: c for c in compare_all(self.baseline, pairs, block=self.block)}
+        base = base[np.isfinite(base).any(axis=1)]
+        found = {}
+        for label in self.references if len(base) else []:
+            other = np.broadcast_to(self.series(label, self.final), base.shape)
+            if np.isfinite(base + other).all(axis=0).any():
+                found[label] = compare(base, other, names=(self.baseline, label), block=self.block)
+        return found
+
+    @cached_property
+    def layer_comparisons(self) -> dict[str, Comparison]:
+        """Every other optimizer against the baseline on the top layer's return, per year (mean, not compounded)."""
+        dates = sorted(self.layers["date"].unique()) if "date" in self.layers.columns else []
+        seeds = sorted(self.spec["seeds"])
+
+        def top(label: str) -> Floats:
+            rows = self.layers.filter(pl.col("optimizer") == label, pl.col("part") == self.final)
+            return PERIODS_PER_YEAR * matrix(
+                rows.filter(pl.col("layer") == pl.col("layer").max()), seeds, dates, "ret"
+            )
+
+        return paired(self.baseline, {label: top(label) for label in self.tested} if dates else {})
 
     def icir(self, optimizer: str, part: str) -> float:
         """Mean over dates of RankIC to its deviation, not annualised, mean over seeds."""
@@ -210,9 +267,26 @@ class Results:
     @cached_property
     def _factor_rows(self) -> dict[tuple[str, str], list[dict[str, float | None]]]:
         rows: dict[tuple[str, str], list[dict[str, float | None]]] = {}
-        for row in self.factor.to_dicts():
+        reference = self.averaged["factor"].filter(pl.col("optimizer") == NO_MODEL)
+        for row in (*self.factor.to_dicts(), *reference.to_dicts()):
             rows.setdefault((row["optimizer"], row["part"]), []).append(row)
         return rows
+
+    def decay_of(self, label: str) -> dict[int, float]:
+        """Horizon in sessions -> mean RankIC of the final score, mean over seeds."""
+        table, _ = self._of_label("decay", label)
+        if "horizon" not in table.columns:
+            return {}
+        means = table.filter(pl.col("part") == self.final).group_by("horizon").agg(pl.col("rank_ic").mean())
+        return dict(means.sort("horizon").iter_rows())
+
+    def factor_years(self, label: str) -> dict[int, dict[str, float]]:
+        """Year -> measures of the final score in it, means over seeds."""
+        table, _ = self._of_label("factor_yearly", label)
+        if "year" not in table.columns:
+            return {}
+        means = table.filter(pl.col("part") == self.final).group_by("year").agg(pl.selectors.float().mean())
+        return {row.pop("year"): row for row in means.sort("year").to_dicts()}
 
     def layer_dates(self, optimizer: str) -> list[date]:
         """First dates of the holding periods of the final score's layers."""
@@ -239,7 +313,8 @@ class Results:
     def _layers(self) -> dict[str, pl.DataFrame]:
         if self.layers.is_empty():
             return {}
-        final = self.layers.filter(pl.col("part") == self.final)
+        reference = self.averaged["layers"].filter(pl.col("optimizer") == NO_MODEL)
+        final = pl.concat([self.layers, reference]).filter(pl.col("part") == self.final)
         return {str(key[0]): rows for key, rows in final.partition_by("optimizer", as_dict=True).items()}
 
     @cached_property
@@ -270,16 +345,35 @@ class Results:
             return []
         measures = [field.name for field in fields(Steps)[3:]]
         columns = [f"step_{name}" for name in measures]
-        told = self.history.filter(pl.col("step_gradients").is_not_null())
+        told = self.history.filter(pl.col("step_gradients").is_not_null()).with_columns(
+            pl.col("part").str.split("-").list.first()
+        )
         trials = told.group_by("part", "optimizer", "trial").agg(pl.col("^step_.*$").mean())
-        means = trials.group_by("part", "optimizer").agg(pl.col("^step_.*$").mean(), seeds=pl.len())
+        means = trials.group_by("part", "optimizer").agg(pl.col("^step_.*$").mean(), trials=pl.len())
         found = {(row["part"], row["optimizer"]): row for row in means.to_dicts()}
         return [
-            Steps(part, label, row["seeds"], *(math.nan if row.get(c) is None else row[c] for c in columns))
-            for part in self.parts
+            Steps(part, label, row["trials"], *(math.nan if row.get(c) is None else row[c] for c in columns))
+            for part in self.frequencies
             for label in self.optimizers
             if (row := found.get((part, label)))
         ]
+
+
+def frequency(part: str) -> str:
+    """``daily`` of the part ``daily-2017-01-03``: the parts of a walk-forward are blocks of a frequency."""
+    return part.partition("-")[0]
+
+
+def paired(baseline: str, series: Mapping[str, Floats], block: float | None = None) -> dict[str, Comparison]:
+    """Each label's ``[seeds, dates]`` against the baseline's, on the seeds both have; corrected together."""
+    base, pairs = series.get(baseline), {}
+    for label, other in series.items():
+        if base is None or label == baseline:
+            continue
+        both = np.isfinite(base).any(axis=1) & np.isfinite(other).any(axis=1)
+        if both.any() and np.isfinite(base[both] + other[both]).all(axis=0).any():
+            pairs[label] = (base[both], other[both])
+    return {c.candidate: c for c in compare_all(baseline, pairs, block=block)}
 
 
 def annual(returns: Floats) -> float:
@@ -305,7 +399,8 @@ def _by_layer(rows: pl.DataFrame) -> dict[int, Floats]:
     return {int(key[0]): part["ret"].to_numpy() for key, part in parts.items()}
 
 
-def _matrix(rows: pl.DataFrame, seeds: Sequence[int], dates: Sequence[date], metric: str) -> Floats:
+def matrix(rows: pl.DataFrame, seeds: Sequence[int | None], dates: Sequence[date], metric: str) -> Floats:
+    """``[seeds, dates]`` of a column of rows that have a seed and a date; NaN where there is none."""
     table = np.full((len(seeds), len(dates)), np.nan)
     if metric in rows.columns:
         row_of = {seed: row for row, seed in enumerate(seeds)}

@@ -28,8 +28,9 @@ from steppe.report.cells import (
     two_lines,
     whisker,
 )
-from steppe.report.results import Cost, Results, mean
+from steppe.report.results import Cost, Results, frequency, mean
 from steppe.study.statistics import Comparison, p_text
+from steppe.study.store import TrialRow
 
 __all__ = ["costs", "factor_tests", "leaderboard", "steps"]
 
@@ -37,10 +38,10 @@ __all__ = ["costs", "factor_tests", "leaderboard", "steps"]
 def leaderboard(results: Results) -> Table:
     """Optimizers by test RankIC of the final score: quality, cost, and the difference to the baseline."""
     rows: list[dict[str, Any]] = []
-    for label in results.tested:
+    for label in results.shown:
         score = results.estimates.get(label)
         cost = results.costs.get(label)
-        c = results.comparisons.get(label)
+        c = results.comparisons.get(label) or results.reference_comparisons.get(label)
         rows.append(
             {
                 "optimizer": label,
@@ -154,7 +155,7 @@ def factor_tests(results: Results) -> list[Table]:
     given = [c for c in results.factor.columns if c not in ("optimizer", "seed", "part")]
     order = [c for c in FACTOR_ROWS if c in given] + [c for c in given if c not in FACTOR_ROWS]
     found = set(results.factor["optimizer"])
-    labels = [label for label in results.optimizers if label in found]
+    labels = [*(label for label in results.optimizers if label in found), *results.references]
     tables = []
     for part in results.scores if labels else []:
         rows = []
@@ -173,11 +174,15 @@ def factor_tests(results: Results) -> list[Table]:
 
 
 def costs(results: Results) -> Table:
-    """What training took, per optimizer and part, means over the seeds that are done."""
+    """What training took, per optimizer and frequency, means over the trials that are done."""
     rows = []
-    for part in results.parts:
+    finished: dict[tuple[str, str], list[TrialRow]] = {}
+    for trial in results.trials:
+        if trial.state == "done":
+            finished.setdefault((frequency(trial.part), trial.optimizer), []).append(trial)
+    for name in results.frequencies:
         for label in results.optimizers:
-            done = [t for t in results.trials if (t.part, t.optimizer, t.state) == (part, label, "done")]
+            done = finished.get((name, label), [])
             if not done:
                 continue
             seconds = mean([t.seconds for t in done])
@@ -186,9 +191,9 @@ def costs(results: Results) -> Table:
             samples = mean([t.samples for t in done])
             rows.append(
                 {
-                    "part": part,
+                    "part": name,
                     "optimizer": label,
-                    "seeds": len(done),
+                    "trials": len(done),
                     "epochs": epochs,
                     "best_epoch": mean([t.best_epoch for t in done]),
                     "forward_evaluations": mean([t.forward_evaluations for t in done]),
@@ -199,11 +204,11 @@ def costs(results: Results) -> Table:
                     "samples_per_second": samples / seconds if seconds else math.nan,
                 }
             )
-    several = len(results.spec["seeds"]) > 1
+    several = any(len(done) > 1 for done in finished.values())
     columns = [
         Column("Part", lambda r: r["part"], numeric=False),
         Column("Optimizer", lambda r: chip(results, r["optimizer"]), numeric=False),
-        Column("Seeds", lambda r: number(r["seeds"], 0)),
+        Column("Trials", lambda r: number(r["trials"], 0)),
         Column("Epochs", lambda r: number(r["epochs"], int(several))),
         Column("Best epoch", lambda r: number(r["best_epoch"], int(several))),
         Column("Forward evaluations", lambda r: number(r["forward_evaluations"], 0)),
@@ -213,9 +218,7 @@ def costs(results: Results) -> Table:
         Column("per epoch", lambda r: number(r["seconds_per_epoch"], 2)),
         Column("Samples/s", lambda r: number(r["samples_per_second"], 0)),
     ]
-    caption = (
-        "Counted where the model is called. Seconds are those of optimizer steps; validation is not counted."
-    )
+    caption = "Per trial. Counted where the model is called. Seconds are those of optimizer steps, without validation."
     return Table("costs", caption, columns, rows)
 
 
@@ -224,7 +227,7 @@ def steps(results: Results) -> Table:
     columns = [
         Column("Part", lambda r: r["part"], numeric=False),
         Column("Optimizer", lambda r: chip(results, r["optimizer"]), numeric=False),
-        Column("Seeds", lambda r: number(r["seeds"], 0)),
+        Column("Trials", lambda r: number(r["trials"], 0)),
         Column("Gradients per step", lambda r: number(r["gradients"], 2)),
         Column("Steps perturbed", lambda r: percent(r["perturbed"])),
         Column("rho", lambda r: significant(r["rho"])),
@@ -237,7 +240,7 @@ def steps(results: Results) -> Table:
     rows = []
     for s in results.steps:
         values = asdict(s)
-        head = {key: values.pop(key) for key in ("part", "optimizer", "seeds")}
+        head = {key: values.pop(key) for key in ("part", "optimizer", "trials")}
         rows.append({**head, "rho": results.spec["optimizers"][s.optimizer].get("rho"), **values})
     caption = "Means over epochs and trials. g is the gradient at the weights w, p that at the perturbed weights w + e."
     return Table("perturbation", caption, columns, rows)

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from steppe.report.cells import number, percent, score_name
-from steppe.report.results import Results, Steps
+from steppe.report.funds import Funds
+from steppe.report.results import NO_MODEL, Results, Steps
 from steppe.study.statistics import verdict
 
-__all__ = ["Verdict", "doubts", "held_equal", "judge", "limits", "missing"]
+__all__ = ["Verdict", "doubts", "fund_terms", "funds", "held_equal", "judge", "limits", "missing"]
 
 SAME_GRADIENT = 0.999
 """Cosine of g and p above which the second gradient tells nothing new."""
@@ -42,7 +43,7 @@ def judge(results: Results) -> Verdict:
         return Verdict("There is no verdict yet: no optimizer has a test result.", [], [])
     if base not in results.tested:
         return Verdict(f"There is no verdict yet: the baseline {base} has no test result.", [], [])
-    scores = {label: estimate.mean for label, estimate in results.estimates.items()}
+    scores = {label: results.estimates[label].mean for label in results.tested if label in results.estimates}
     ranked = sorted(scores, key=lambda label: -scores[label])
     comparisons = results.comparisons
     if not comparisons:
@@ -164,6 +165,47 @@ def _doubts(s: Steps) -> Iterator[str]:
                 f"the gradients at w and w + e point the same way (cosine above {SAME_GRADIENT}), so the second one "
                 "tells nothing new. A larger rho would change that."
             )
+
+
+def funds(funds: Funds) -> list[str]:
+    """Did flatness turn into excess return? One sentence per index and optimizer, and one about the score without a
+    model."""
+    sentences = []
+    for index in funds.indices:
+        measure = f"annual excess over {index}"
+        sentences += [verdict(c, measure, 3) for c in funds.comparisons(index).values()]
+        reference = funds.reference_comparison(index)
+        if reference is not None:
+            sentences.append(verdict(reference, measure, 3).replace(NO_MODEL, "the score without a model"))
+    return sentences
+
+
+def fund_terms(funds: Funds) -> list[str]:
+    """What the portfolios assume: benchmark, weights, costs, limits, capacity."""
+    facts, sentences = funds.facts, []
+    for index, how in facts.get("indices", {}).items():
+        weights = {
+            "data": "the index weights of the data",
+            "float_cap": "the float-cap weights of the members on each date, since the data have no index weights",
+        }.get(how["weights"], how["weights"])
+        sentences.append(
+            f"{index}: measured by its {how['benchmark']}; active weights are against {weights}."
+        )
+    if any("price index" in how["benchmark"] for how in facts.get("indices", {}).values()):
+        sentences.append(
+            "A price index leaves its members' dividends out while the funds reinvest theirs, so every excess over it "
+            "contains the index's dividend yield; differences between optimizers do not."
+        )
+    if "cost" in facts:
+        sentences.append(
+            f"Weekly rebalances at the vwap of the next session, {percent(facts['cost'])} of the traded value on each "
+            "side. Suspended stocks do not trade, nothing is bought that is locked at its upper limit and nothing sold "
+            "that is locked at its lower one; cash earns nothing."
+        )
+    if facts.get("limits"):
+        sentences.append(f"Limits: {', '.join(f'{key} {value}' for key, value in facts['limits'].items())}.")
+    sentences += facts.get("notes", [])
+    return sentences
 
 
 def missing(results: Results) -> list[str]:
