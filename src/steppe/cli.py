@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ except ModuleNotFoundError as missing:  # the base install holds the optimizers 
     raise SystemExit("the steppe command needs the lab: pip install 'steppe[lab]'") from missing
 
 import steppe
-from steppe.core.errors import SteppeError
+from steppe.core.errors import DataError, SteppeError
 
 if TYPE_CHECKING:
     from steppe.study.run import Progress
@@ -129,6 +130,55 @@ def check(path: Path, *, schema: Path | None = None) -> None:
     from steppe.quant.describe import check as describe
 
     Console().print(describe(path, schema), soft_wrap=True)
+
+
+@data.command(name="import")
+def import_(
+    source: str,
+    *,
+    out: Path,
+    schema: Path | None = None,
+    symbols: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    index: str | None = None,
+    start: date = date(2010, 1, 1),
+    end: date | None = None,
+) -> None:
+    """Read a panel once and save it, or download bars from a vendor, into a folder that studies can name.
+
+    Parameters
+    ----------
+    source
+        What `steppe data check` reads, or a vendor: akshare, baostock, tushare, yfinance.
+    out
+        The folder to write. A broken download is resumed by the same command.
+    schema
+        The TOML file that says how to read a path.
+    symbols
+        Stocks to download, in any style of symbols, such as ``--symbols 600000.SH 000001.SZ``.
+    index
+        Download all stocks of this index (CSI300, CSI500, CSI1000), with its membership where the vendor knows it.
+    start
+        First day to download.
+    end
+        Last day to download; today if omitted, or that of the download to resume.
+    """
+    from steppe.quant.sources.adapters import ADAPTERS
+    from steppe.quant.sources.download import download
+    from steppe.quant.sources.table import read_panel
+
+    if source not in ADAPTERS or Path(source).exists():
+        if out.exists() and not (out / "manifest.json").is_file():
+            raise DataError(f"{out} is there and no saved panel: name a folder that is not there yet.")
+        read_panel(source, schema).save(out)
+    else:
+        download(source, out, symbols=symbols, index=index, start=start, end=end, show=_stocks_done)
+        check(out)
+    print(out)
+
+
+def _stocks_done(done: int, of: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done}/{of} stocks", end="\n" if done == of else "", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 import pytest
+from panels import make_panel
 
 from steppe.quant.sources.simulated import simulated_market
+
+__all__ = ["make_panel"]
 
 
 @pytest.fixture(scope="session")

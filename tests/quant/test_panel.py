@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from panels import make_panel
 
 from steppe.core.errors import DataError
 from steppe.quant.describe import describe, render
-from steppe.quant.panel import FIELDS, Panel, Repair
+from steppe.quant.panel import Panel, Repair
 
 T, N = 30, 4
 
 
-def make_panel(**changes: Any) -> Panel:
-    rng = np.random.default_rng(0)
-    traded = rng.random((T, N)) < 0.9
+def small_panel(**changes: Any) -> Panel:
+    """With suspensions, odd symbols, repairs and notes."""
+    traded = np.random.default_rng(0).random((T, N)) < 0.9
     traded[[0, -1]] = True
-    values = rng.uniform(9, 11, (T, N, len(FIELDS))).astype(np.float32)
-    values[~traded] = np.nan
-    plane = np.zeros((T, N), np.bool_)
-    dates = np.datetime64("2015-01-01", "D") + np.arange(T)
-    panel = Panel(
-        name="small",
-        simulated=True,
-        fingerprint="0" * 64,
-        dates=dates,
-        symbols=np.array(["A", "B", "C", "株"]),
-        values=values,
-        factor=np.where(traded, np.float32(1), np.float32(np.nan)),
-        traded=traded,
-        listed=~plane,
-        age=np.full((T, N), 7, np.int32),
-        limit_up=plane,
-        limit_down=plane,
-        special=plane,
-        industry=np.full((T, N), -1, np.int16),
-        float_cap=np.full((T, N), np.nan, np.float32),
-        industries=("banks", "steel"),
-        members={"X 100": ~plane},
-        weights={"X 100": np.full((T, N), 1 / N, np.float32)},
-        repairs=(Repair("range", 2, ("A 2015-01-01",)),),
-        notes=("a note",),
+    return make_panel(
+        (T, N),
+        **{
+            "name": "small",
+            "traded": traded,
+            "symbols": np.array(["A", "B", "C", "株"]),
+            "members": {"X 100": np.ones((T, N), np.bool_)},
+            "weights": {"X 100": np.full((T, N), 1 / N, np.float32)},
+            "benchmarks": {"X 100": np.linspace(1000, 1010, T)},
+            "repairs": (Repair("range", 2, ("A 2015-01-01",)),),
+            "notes": ("a note",),
+        }
+        | changes,
     )
-    return replace(panel, **changes)
 
 
 def assert_same(a: Panel, b: Panel) -> None:
@@ -64,7 +51,7 @@ def assert_same(a: Panel, b: Panel) -> None:
 
 
 def test_round_trip_is_memory_mapped_and_exact(tmp_path: Path) -> None:
-    panel = make_panel()
+    panel = small_panel()
     panel.save(tmp_path / "p")
     opened = Panel.open(tmp_path / "p")
     assert isinstance(opened.values, np.memmap)
@@ -73,13 +60,13 @@ def test_round_trip_is_memory_mapped_and_exact(tmp_path: Path) -> None:
 
 
 def test_field_is_a_view() -> None:
-    panel = make_panel()
+    panel = small_panel()
     assert np.shares_memory(panel.field("vwap"), panel.values)
 
 
 def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    make_panel().save(tmp_path / "p")
-    make_panel(name="second").save(tmp_path / "p")
+    small_panel().save(tmp_path / "p")
+    small_panel(name="second").save(tmp_path / "p")
     assert Panel.open(tmp_path / "p").name == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
@@ -90,13 +77,13 @@ def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(OSError, match="no space"):
-        make_panel().save(tmp_path / "p")
+        small_panel().save(tmp_path / "p")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("size", [0, 60, 500])
 def test_a_truncated_array_is_an_error(tmp_path: Path, size: int) -> None:
-    make_panel().save(tmp_path / "p")
+    small_panel().save(tmp_path / "p")
     with (tmp_path / "p" / "values.npy").open("r+b") as stream:
         stream.truncate(size)
     with pytest.raises(DataError, match=r"damaged: values\.npy"):
@@ -116,6 +103,8 @@ def test_not_a_panel(tmp_path: Path) -> None:
     [
         ({"values": np.zeros((T, N, 5), np.float32)}, "values"),
         ({"special": np.zeros((T, N + 1), np.bool_)}, "special"),
+        ({"sealed_down": np.zeros((T, N + 1), np.bool_)}, "sealed_down"),
+        ({"benchmarks": {"I": np.zeros(T + 1)}}, r"benchmarks\[I\].*\[dates\]"),
         ({"members": {"I": np.zeros((N, T), np.bool_)}}, r"members\[I\]"),
         ({"dates": np.full(T, np.datetime64("2015-01-01"))}, "strictly increasing"),
         ({"symbols": np.array([], np.str_)}, "is empty"),
@@ -123,11 +112,11 @@ def test_not_a_panel(tmp_path: Path) -> None:
 )
 def test_wrong_shapes_are_errors(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        make_panel(**changes)
+        small_panel(**changes)
 
 
 def test_description_counts_by_hand() -> None:
-    panel = make_panel()
+    panel = small_panel()
     d = describe(panel)
     assert (d.sessions, d.stocks, d.bars) == (T, N, int(panel.traded.sum()))
     assert d.suspended == pytest.approx(
@@ -140,4 +129,5 @@ def test_description_counts_by_hand() -> None:
     text = render(d)
     assert "SIMULATED" in text
     assert "a note" in text
+    assert f"X 100 with {T} levels and {T} sessions of weights" in text
     assert "low > high" in text

@@ -17,7 +17,7 @@ def assert_same(a, b, dates):
         x, y = getattr(a, name), getattr(b, name)
         if isinstance(x, np.ndarray) and x.ndim >= 2:
             np.testing.assert_array_equal(x[:dates], y[:dates], err_msg=name)
-    for kind in ("members", "weights"):
+    for kind in ("members", "weights", "benchmarks"):
         for name, plane in getattr(a, kind).items():
             np.testing.assert_array_equal(plane[:dates], getattr(b, kind)[name][:dates])
 
@@ -99,6 +99,12 @@ def test_prices_lie_on_the_grid_and_within_limits_that_bind(small_market):
     np.testing.assert_array_equal(small_market.limit_up[known], (opened >= up)[known])
     np.testing.assert_array_equal(small_market.limit_down[known], (opened <= down)[known])
     assert small_market.limit_up.any()
+    high, low = (np.round(100 * raw(small_market, name)) for name in ("high", "low"))
+    np.testing.assert_array_equal(small_market.sealed_up[known], (low >= up)[known])
+    np.testing.assert_array_equal(small_market.sealed_down[known], (high <= down)[known])
+    assert (small_market.sealed_up <= small_market.limit_up).all()
+    assert small_market.sealed_up.any()
+    assert small_market.sealed_down.any()
     assert (np.round(100 * raw(small_market, "close")) == up)[known].mean() > 0.002
     assert (np.round(100 * raw(small_market, "close")) == down)[known].mean() > 0.002
 
@@ -118,6 +124,24 @@ def test_the_market_has_suspensions_listings_dividends_and_a_rebalanced_index(sm
         np.nanmedian(np.where(m, small_market.float_cap, np.nan)) for m in small_market.members.values()
     )
     assert large > mid > small
+
+
+def test_the_delisted_have_been_listed_and_never_return():
+    panel = simulated_market(1, 60, "2013-01-01", "2019-12-31")
+    assert panel.delisted.any()
+    assert not (panel.delisted & panel.listed).any()
+    assert (panel.delisted[:-1] <= panel.delisted[1:]).all()
+    assert (panel.age[panel.delisted] >= 0).all()
+    np.testing.assert_array_equal(panel.delisted, (panel.age >= 0) & ~panel.listed)
+
+
+def test_benchmarks_are_price_indices(small_market):
+    for name, level in small_market.benchmarks.items():
+        assert level[0] == 1000
+        for t in range(1, len(level)):
+            held = small_market.members[name][t] & small_market.listed[t - 1]
+            before, now = (small_market.float_cap[s, held].astype(np.float64).sum() for s in (t - 1, t))
+            assert level[t] / level[t - 1] == pytest.approx(now / before, rel=1e-5)
 
 
 def test_members_are_chosen_from_the_past():

@@ -77,9 +77,13 @@ class Description:
     special: float
     limit_up: float
     limit_down: float
+    sealed_up: float
+    sealed_down: float
     moves: tuple[tuple[float, int], ...]
     """(size, number of bars whose adjusted close is farther than that from the previous one)."""
     largest_moves: tuple[str, ...]
+    indices: tuple[tuple[str, int, int], ...]
+    """(index, sessions with a level of its price index, sessions with weights)."""
     repairs: tuple[Repair, ...]
     notes: tuple[str, ...]
 
@@ -147,10 +151,22 @@ def describe(panel: Panel) -> Description:
         special=_share(panel.special, panel.traded, total),
         limit_up=_share(panel.limit_up, panel.traded, total),
         limit_down=_share(panel.limit_down, panel.traded, total),
+        sealed_up=_share(panel.sealed_up, panel.traded, total),
+        sealed_down=_share(panel.sealed_down, panel.traded, total),
         moves=tuple((size, int(number)) for size, number in zip(MOVES, moves, strict=True)),
         largest_moves=tuple(text for _, text in largest[:5]),
+        indices=tuple((index, *_known(panel, index)) for index in {**panel.benchmarks, **panel.weights}),
         repairs=panel.repairs,
         notes=panel.notes,
+    )
+
+
+def _known(panel: Panel, index: str) -> tuple[int, int]:
+    """Sessions with a level and sessions with weights."""
+    level, weight = panel.benchmarks.get(index), panel.weights.get(index)
+    return (
+        0 if level is None else int(np.isfinite(level).sum()),
+        0 if weight is None else int(weight.any(axis=1).sum()),
     )
 
 
@@ -169,7 +185,8 @@ def _share(flag: NDArray[np.bool_], traded: NDArray[np.bool_], bars: int) -> flo
 
 def _bytes(panel: Panel) -> int:
     arrays = [value for value in vars(panel).values() if isinstance(value, np.ndarray)]
-    return sum(array.nbytes for array in [*arrays, *panel.members.values(), *panel.weights.values()])
+    maps = (panel.members, panel.weights, panel.benchmarks)
+    return sum(array.nbytes for array in [*arrays, *(plane for each in maps for plane in each.values())])
 
 
 def _years(
@@ -211,13 +228,21 @@ def render(description: Description, *, checked: bool = False) -> str:
         f"suspended     {d.suspended:.2%} of the sessions between a stock's first and last bar",
         *_wrapped("longest", [f"{g.symbol} {g.sessions} sessions ({g.last} to {g.next})" for g in d.gaps]),
         f"ended         {d.ended} stocks have no bar in the last {RECENT} sessions, {d.delisted} of them delisted",
-        f"at the limit  {d.limit_up:.3%} of opens up, {d.limit_down:.3%} down",
+        f"at the limit  {d.limit_up:.3%} of opens up, {d.limit_down:.3%} down; all session: {d.sealed_up:.3%} up, "
+        f"{d.sealed_down:.3%} down",
         f"special       {d.special:.2%} of bars",
         "large moves   " + ", ".join(f"{number:,} beyond {size:.0%}" for size, number in d.moves),
         *_wrapped("largest", d.largest_moves),
         f"float cap     {d.float_cap:.2%} of bars",
         *_wrapped(
             "industries", [f"{name} {n}" for name, n in d.industries] + [f"unknown {d.industry_unknown}"]
+        ),
+        *_wrapped(
+            "indices",
+            [
+                f"{index} with {level:,} levels and {weight:,} sessions of weights"
+                for index, level, weight in d.indices
+            ],
         ),
         "",
         "checks" if checked else "repairs",

@@ -24,15 +24,18 @@ __all__ = ["FIELDS", "Panel", "Repair"]
 FIELDS = ("open", "high", "low", "close", "vwap", "volume")
 """The six fields of `Panel.values`, in order."""
 
-FORMAT = 1
+FORMAT = 2
 _ARRAYS = (
     "values",
     "factor",
     "traded",
     "listed",
+    "delisted",
     "age",
     "limit_up",
     "limit_down",
+    "sealed_up",
+    "sealed_down",
     "special",
     "industry",
     "float_cap",
@@ -64,10 +67,14 @@ class Panel:
         traded: ``[T, N]`` bool, the stock has a bar at the date.
         listed: ``[T, N]`` bool, from the listing date to the delisting date of the source. Without these, from the
             first bar and without end: that a bar is the last one is not known at its date.
+        delisted: ``[T, N]`` bool, from the first session after the last listed day that the source knows; all False
+            where the source has no such days.
         age: ``[T, N]`` int32, calendar days since listing, or since the first bar where the source has no listing
             date; -1 before.
         limit_up: ``[T, N]`` bool, the open is at the upper price limit: it cannot be bought at the open.
         limit_down: ``[T, N]`` bool, the open is at the lower price limit: it cannot be sold at the open.
+        sealed_up: ``[T, N]`` bool, the low is at the upper price limit: it cannot be bought all session.
+        sealed_down: ``[T, N]`` bool, the high is at the lower price limit: it cannot be sold all session.
         special: ``[T, N]`` bool, special treatment (ST), carried through suspensions; all False where the source
             has no flag.
         industry: ``[T, N]`` int16, index into `industries`; -1 unknown.
@@ -75,7 +82,10 @@ class Panel:
             suspensions; NaN unknown.
         industries: names of the industries.
         members: index name -> ``[T, N]`` bool, point-in-time membership.
-        weights: index name -> ``[T, N]`` float32, index weights (sum 1 per date) where the source has them.
+        weights: index name -> ``[T, N]`` float32, index weights at the close of the date where the source has them:
+            sum 1 per date, all 0 before the first that are known.
+        benchmarks: index name -> ``[T]`` float64, closing level of the price index (dividends are not in it); NaN
+            unknown.
         repairs: what was repaired on the way in.
         notes: what a reader must know (what is missing, derived or approximate).
     """
@@ -89,15 +99,19 @@ class Panel:
     factor: NDArray[np.float32]
     traded: NDArray[np.bool_]
     listed: NDArray[np.bool_]
+    delisted: NDArray[np.bool_]
     age: NDArray[np.int32]
     limit_up: NDArray[np.bool_]
     limit_down: NDArray[np.bool_]
+    sealed_up: NDArray[np.bool_]
+    sealed_down: NDArray[np.bool_]
     special: NDArray[np.bool_]
     industry: NDArray[np.int16]
     float_cap: NDArray[np.float32]
     industries: tuple[str, ...] = ()
     members: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    benchmarks: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     repairs: tuple[Repair, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -116,6 +130,11 @@ class Panel:
             if plane.shape != shape:
                 raise DataError(
                     f"panel {self.name!r}: {key} is {plane.shape}, expected {shape} [dates, stocks]."
+                )
+        for key, level in self.benchmarks.items():
+            if level.shape != shape[:1]:
+                raise DataError(
+                    f"panel {self.name!r}: benchmarks[{key}] is {level.shape}, expected {shape[:1]} [dates]."
                 )
         if np.any(np.diff(self.dates) <= np.timedelta64(0)):
             raise DataError(f"panel {self.name!r}: dates must be strictly increasing.")
@@ -139,6 +158,7 @@ class Panel:
         arrays |= {"dates": self.dates.astype("datetime64[D]").astype(np.int64), "symbols": self.symbols}
         arrays |= {f"members.{i}": plane for i, plane in enumerate(self.members.values())}
         arrays |= {f"weights.{i}": plane for i, plane in enumerate(self.weights.values())}
+        arrays |= {f"benchmarks.{i}": level for i, level in enumerate(self.benchmarks.values())}
         manifest = {
             "format": FORMAT,
             "name": self.name,
@@ -147,6 +167,7 @@ class Panel:
             "industries": self.industries,
             "members": list(self.members),
             "weights": list(self.weights),
+            "benchmarks": list(self.benchmarks),
             "repairs": [vars(repair) for repair in self.repairs],
             "notes": self.notes,
         }
@@ -197,6 +218,7 @@ class Panel:
             industries=tuple(manifest["industries"]),
             members={name: array(f"members.{i}") for i, name in enumerate(manifest["members"])},
             weights={name: array(f"weights.{i}") for i, name in enumerate(manifest["weights"])},
+            benchmarks={name: array(f"benchmarks.{i}") for i, name in enumerate(manifest["benchmarks"])},
             repairs=tuple(
                 Repair(repair["rule"], repair["count"], tuple(repair["examples"]))
                 for repair in manifest["repairs"]

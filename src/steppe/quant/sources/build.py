@@ -13,6 +13,13 @@ from numpy.typing import NDArray
 
 from steppe.quant.panel import FIELDS, Panel
 from steppe.quant.sources.checks import EXAMPLES, Ledger
+from steppe.quant.sources.indices import (
+    IndexTables,
+    carried_closes,
+    level_series,
+    member_planes,
+    weight_planes,
+)
 from steppe.quant.sources.reading import Bars
 from steppe.quant.sources.schema import PriceLimit, Schema
 from steppe.quant.sources.sides import (
@@ -20,26 +27,26 @@ from steppe.quant.sources.sides import (
     Facts,
     ShareEvents,
     read_float_shares,
-    read_members,
     read_securities,
 )
 
 __all__ = ["build_panel"]
 
 EPOCH = date(1970, 1, 1)
-OPEN, CLOSE, VOLUME = (FIELDS.index(name) for name in ("open", "close", "volume"))
+OPEN, HIGH, LOW, CLOSE, _, VOLUME = range(len(FIELDS))
 
 
 def build_panel(
     bars: Bars,
     schema: Schema,
     folder: Path,
+    indices: IndexTables,
     ledger: Ledger,
     notes: Sequence[str],
     name: str,
     fingerprint: str,
 ) -> Panel:
-    """Check the bars as a whole, read the side files in `folder`, and assemble the panel.
+    """Check the bars as a whole, read the side files of stocks in `folder`, and assemble the panel.
 
     Takes the memory of `bars` over: its numbers are adjusted in place.
 
@@ -56,27 +63,33 @@ def build_panel(
     _check_calendar(days, traded, schema, ledger)
 
     members = {}
-    if schema.members is not None:
-        members = read_members(folder, schema.members, days, bars.symbols, ledger, notes)
+    if indices.spells is not None:
+        members = member_planes(indices.spells, days, bars.symbols, ledger, notes)
     facts, shares = None, None
     if schema.securities is not None:
         facts = read_securities(folder, schema.securities, bars.symbols, ledger)
     if schema.float_shares is not None:
         shares = read_float_shares(folder, schema.float_shares, days, bars.symbols, ledger)
     listed, age = _listing(days, traded, facts, bars.symbols, ledger)
-    ledger.verdict()
 
     planes = _Planes.scatter(bars, cell, shape)
     industries: tuple[str, ...] = ()
     if bars.industry is not None:
         planes.industry.reshape(-1)[cell], industries = _by_first_session(bars, cell)
+    benchmarks, weights = {}, {}
+    if indices.levels is not None:
+        benchmarks = level_series(indices.levels, days, ledger)
+    if indices.weights is not None:
+        price = carried_closes(planes.close * planes.factor)
+        weights = weight_planes(indices.weights, days, bars.symbols, price, members, ledger)
+    ledger.verdict()
     carried = _carry(planes, traded, days, bars.symbols, age, schema, shares)
     if bars.industry is None and facts is not None and facts.industry is not None:
         industries = facts.industries
         planes.industry[:] = facts.industry
         notes.append("industries are one snapshot, used for every date: they look ahead")
 
-    notes += _missing(bars, schema, industries, ledger)
+    notes += _missing(bars, schema, indices, industries, ledger)
     values = np.full((*shape, len(FIELDS)), np.nan, np.float32)
     bars.numbers[:, :VOLUME] *= bars.factor[:, None]
     bars.numbers[:, VOLUME] /= bars.factor
@@ -91,14 +104,19 @@ def build_panel(
         factor=planes.factor,
         traded=traded,
         listed=listed,
+        delisted=(age >= 0) & ~listed,
         age=age,
         limit_up=carried.limit_up,
         limit_down=carried.limit_down,
+        sealed_up=carried.sealed_up,
+        sealed_down=carried.sealed_down,
         special=planes.special,
         industry=planes.industry,
         float_cap=np.where(listed, carried.float_cap, np.float32(np.nan)),
         industries=industries,
         members=members,
+        weights=weights,
+        benchmarks=benchmarks,
         repairs=ledger.repairs(),
         notes=(*notes, *schema.notes),
     )
@@ -210,6 +228,8 @@ class _Planes:
     """``[T, N]`` planes as the bars have them, empty where there is no bar."""
 
     open: NDArray[np.float32]
+    high: NDArray[np.float32]
+    low: NDArray[np.float32]
     close: NDArray[np.float32]
     factor: NDArray[np.float32]
     special: NDArray[np.bool_]
@@ -228,6 +248,8 @@ class _Planes:
             special.reshape(-1)[cell] = bars.extras["special"] != 0
         return cls(
             open=plane(bars.numbers[:, OPEN]),
+            high=plane(bars.numbers[:, HIGH]),
+            low=plane(bars.numbers[:, LOW]),
             close=plane(bars.numbers[:, CLOSE]),
             factor=plane(bars.factor),
             special=special,
@@ -252,6 +274,8 @@ def _by_first_session(bars: Bars, cell: NDArray[np.int64]) -> tuple[NDArray[np.i
 class _Carried:
     limit_up: NDArray[np.bool_]
     limit_down: NDArray[np.bool_]
+    sealed_up: NDArray[np.bool_]
+    sealed_down: NDArray[np.bool_]
     float_cap: NDArray[np.float32]
 
 
@@ -270,7 +294,8 @@ def _carry(
     previous close x previous factor / factor, and it and the limits are rounded half up, as exchanges do.
     """
     shape = traded.shape
-    out = _Carried(np.zeros(shape, np.bool_), np.zeros(shape, np.bool_), np.full(shape, np.nan, np.float32))
+    up, down, sealed_up, sealed_down = (np.zeros(shape, np.bool_) for _ in range(4))
+    out = _Carried(up, down, sealed_up, sealed_down, np.full(shape, np.nan, np.float32))
     limits = _Limits(schema.price_limit, days, symbols, age)
     tick, extras = schema.tick, planes.extras
     last_close, last_adjusted, last_shares, last_cap = np.full((4, shape[1]), np.nan)
@@ -279,16 +304,18 @@ def _carry(
         if t:
             planes.special[t] |= planes.special[t - 1] & ~on
             planes.industry[t] = np.where(on, planes.industry[t], planes.industry[t - 1])
-        opened = np.rint(planes.open[t] / tick)
+        upper, lower = np.full((2, shape[1]), np.nan)
         if limits.rules:
             reference = _round(last_adjusted / planes.factor[t] / tick)
             width = limits.width(t, planes.special[t])
-            out.limit_up[t] = opened >= _round(reference * (1 + width))
-            out.limit_down[t] = opened <= _round(reference * (1 - width))
-        for name, flags, sign in (("limit_up", out.limit_up, 1), ("limit_down", out.limit_down, -1)):
-            if name in extras:
-                given = np.rint(extras[name][t] / tick)
-                flags[t] = sign * (opened - given) >= 0
+            upper, lower = _round(reference * (1 + width)), _round(reference * (1 - width))
+        if "limit_up" in extras:
+            upper = np.rint(extras["limit_up"][t] / tick)
+        if "limit_down" in extras:
+            lower = np.rint(extras["limit_down"][t] / tick)
+        opened, high, low = (np.rint(plane[t] / tick) for plane in (planes.open, planes.high, planes.low))
+        out.limit_up[t], out.sealed_up[t] = opened >= upper, low >= upper
+        out.limit_down[t], out.sealed_down[t] = opened <= lower, high <= lower
 
         close = planes.close[t].astype(np.float64)
         np.copyto(last_close, close, where=on)
@@ -344,7 +371,9 @@ class _Limits:
         return width
 
 
-def _missing(bars: Bars, schema: Schema, industries: Sequence[str], ledger: Ledger) -> list[str]:
+def _missing(
+    bars: Bars, schema: Schema, indices: IndexTables, industries: Sequence[str], ledger: Ledger
+) -> list[str]:
     """A sentence for everything the panel would have but the source does not say."""
     limits = schema.price_limit or {"limit_up", "limit_down"} & set(bars.extras)
     floats = schema.float_shares or {"float_shares", "float_cap"} & set(bars.extras)
@@ -354,7 +383,9 @@ def _missing(bars: Bars, schema: Schema, industries: Sequence[str], ledger: Ledg
         "no special-treatment flag: special is all False": "special" in bars.extras,
         "no industries": industries,
         "no free float: float_cap is all NaN": floats,
-        "no index membership": schema.members,
+        "no index membership": indices.spells is not None,
+        "no index weights": indices.weights is not None,
+        "no levels of indices": indices.levels is not None,
         "no list dates: age counts from the first bar": securities and securities.list_date,
         "no delisting dates: stocks stay listed after their last bar": securities and securities.last_date,
         "no vwap: (high + low + close) / 3 instead": ledger.counts["vwap_missing"] < len(bars.days),

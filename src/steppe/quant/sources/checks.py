@@ -85,6 +85,15 @@ RULES: dict[str, Rule] = {
         "error", "float shares given twice for a stock and date", 0, (), "Keep one of each."
     ),
     "float_no_bars": Rule("list", "stocks with float shares but without any bar: left out"),
+    "weight": Rule("drop", "index weights missing, infinite or negative: dropped"),
+    "weight_conflict": Rule(
+        "error", "index weights given twice for a stock and date", 0, (), "Keep one of each."
+    ),
+    "weight_no_bars": Rule("list", "stocks with an index weight but without any bar: the others share it"),
+    "weight_new_member": Rule("list", "members that the snapshot of weights lacks: weight 0 until the next"),
+    "benchmark": Rule("drop", "index levels missing, infinite or <= 0: dropped"),
+    "benchmark_conflict": Rule("error", "index levels given twice for a date", 0, (), "Keep one of each."),
+    "benchmark_gap": Rule("list", "sessions without a level between the first and last of an index"),
 }
 """Every rule by name, in the order in which they are printed."""
 

@@ -14,6 +14,11 @@ A schema is a small TOML file; every key is optional. Tables that use the canoni
     [members]                                  # index membership spells
     file = "members.parquet"
     ends = "inclusive"
+    [weights]                                  # snapshots of index weights
+    file = "weights.parquet"
+    [benchmarks]                               # levels of price indices
+    file = "indices.parquet"
+    symbols = { CSI300 = "SH000300" }          # index name = its symbol in that file
 
 Where a fact has two sources, the finer one wins: `vwap` over `amount` / `volume`, `factor` over `adj_close` / `close`,
 `limit_up` and `limit_down` prices over `price_limit`, `float_cap` over `float_shares` over the float-shares file,
@@ -31,7 +36,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from steppe.core.errors import SpecError, explain_validation
 
-__all__ = ["Columns", "FloatShares", "Members", "PriceLimit", "Scale", "Schema", "Securities", "load_schema"]
+__all__ = [
+    "Benchmarks",
+    "Columns",
+    "FloatShares",
+    "Members",
+    "PriceLimit",
+    "Scale",
+    "Schema",
+    "Securities",
+    "Weights",
+    "load_schema",
+]
 
 REQUIRED = ("date", "symbol", "open", "high", "low", "close", "volume")
 """The canonical columns without which a table holds no bars."""
@@ -112,6 +128,38 @@ class Members(_Table):
     """The index of every row, for a file without an index column."""
 
 
+class Weights(_Table):
+    """Snapshots of index weights, in any unit: one row per index, symbol and date.
+
+    A snapshot holds the weights at the close of its date; it counts from the day it is known. From its date on every
+    weight drifts with the adjusted close, and those of the date's members are scaled to sum 1 (of all stocks in the
+    snapshot where the index has no membership). A member that the snapshot lacks has weight 0 until the next.
+    """
+
+    file: str
+    index: str = "index"
+    symbol: str = "symbol"
+    date: str = "date"
+    weight: str = "weight"
+    name: str | None = None
+    """The index of every row, for a file without an index column."""
+    known: str | None = None
+    """Column of the first day on which the row is known; default: `lag` days after its date."""
+    lag: Annotated[int, Field(ge=0)] = 1
+    """Calendar days."""
+
+
+class Benchmarks(_Table):
+    """Closing levels of indices: one row per symbol and date."""
+
+    file: str
+    symbols: dict[str, str]
+    """Index name, as in the membership -> its symbol in the file."""
+    symbol: str = "symbol"
+    date: str = "date"
+    close: str = "close"
+
+
 class Securities(_Table):
     """One row per stock. Industries of this file are one snapshot, used for every date."""
 
@@ -170,6 +218,14 @@ class Schema(_Table):
     members: Members | None = None
     securities: Securities | None = None
     float_shares: FloatShares | None = None
+    weights: Weights | None = None
+    benchmarks: Benchmarks | None = None
+
+    @property
+    def side_files(self) -> tuple[str, ...]:
+        """The files named besides the bars."""
+        sides = (self.members, self.securities, self.float_shares, self.weights, self.benchmarks)
+        return tuple(side.file for side in sides if side is not None)
 
 
 def load_schema(path: str | Path) -> Schema:

@@ -1,10 +1,9 @@
-"""Side files: index membership, securities and float shares, brought to the panel's dates and stocks."""
+"""Side files of stocks: securities and float shares, brought to the panel's dates and stocks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -13,71 +12,12 @@ from numpy.typing import NDArray
 from steppe.core.errors import DataError
 from steppe.quant.sources.checks import Ledger
 from steppe.quant.sources.reading import index_of, side_table
-from steppe.quant.sources.schema import FloatShares, Members, Securities
+from steppe.quant.sources.schema import FloatShares, Securities
 
-__all__ = ["NEVER", "Facts", "ShareEvents", "read_float_shares", "read_members", "read_securities"]
+__all__ = ["NEVER", "Facts", "ShareEvents", "read_float_shares", "read_securities"]
 
 NEVER = np.iinfo(np.int32).max
 """A day that has not come: unknown, or not limited."""
-
-
-def read_members(
-    folder: Path,
-    spec: Members,
-    days: NDArray[np.int32],
-    symbols: NDArray[np.str_],
-    ledger: Ledger,
-    notes: list[str],
-) -> dict[str, NDArray[np.bool_]]:
-    """Point-in-time membership: index -> ``[T, N]`` bool. A spell counts on the sessions from its start to its end.
-
-    Raises:
-        DataError: a spell without index, symbol or start; a file without an index column and no ``name``.
-    """
-    names = {"symbol": spec.symbol, "start": spec.start, "end": spec.end}
-    if spec.name is None:
-        names["index"] = spec.index
-    spells = side_table(folder / spec.file, names, ("start", "end"), "[members]")
-    if spec.name is not None:
-        spells = spells.with_columns(index=pl.lit(spec.name))
-    spells = spells.with_columns(pl.col("index", "symbol").cast(pl.String)).unique(maintain_order=True)
-    holes = spells.filter(pl.any_horizontal(pl.col("index", "symbol", "start").is_null()))
-    if holes.height:
-        raise DataError(
-            f"{spec.file}: {holes.height} spells without index, symbol or start date; complete them."
-        )
-    empty = pl.col("end") < pl.col("start") if spec.ends == "inclusive" else pl.col("end") <= pl.col("start")
-    wrong = spells.filter(empty)
-    ledger.add(
-        "member_empty", wrong.height, map(" ".join, wrong.select("index", "symbol").head(5).iter_rows())
-    )
-    spells = spells.filter(empty.not_() | pl.col("end").is_null())
-
-    sessions = len(days)
-    first = np.searchsorted(days, spells["start"].to_physical().to_numpy(), "left")
-    side: Literal["left", "right"] = "right" if spec.ends == "inclusive" else "left"
-    last = np.searchsorted(days, spells["end"].to_physical().fill_null(NEVER).to_numpy(), side)
-    stock = index_of(spells["symbol"], symbols)
-    of_index = spells["index"].to_numpy()
-
-    planes = {}
-    for index in np.unique(of_index):
-        spell = (of_index == index) & (first < last)
-        absent = spell & (stock < 0)
-        if absent.any():
-            lost = spells["symbol"].filter(pl.Series(absent)).unique().sort()
-            ledger.add("member_no_bars", len(lost), [f"{index} {symbol}" for symbol in lost.head(5)])
-            share = (last - first)[absent].sum() / (last - first)[spell].sum()
-            notes.append(f"{index}: {share:.1%} of its member-days belong to stocks without any bar")
-        known = spell & (stock >= 0)
-        steps = np.zeros((sessions + 1, len(symbols)), np.int16)
-        np.add.at(steps, (first[known], stock[known]), 1)
-        np.add.at(steps, (last[known], stock[known]), -1)
-        depth = np.cumsum(steps, axis=0, out=steps)[:-1]
-        doubled = np.flatnonzero((depth > 1).any(axis=0))
-        ledger.add("member_overlap", len(doubled), [f"{index} {symbols[n]}" for n in doubled[:5]])
-        planes[str(index)] = depth > 0
-    return planes
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ def simulated_market(
         end: last day, ISO.
 
     Returns:
-        a `Panel` named "simulated market", ``simulated=True``; weights of the indices are by float cap.
+        a `Panel` named "simulated market", ``simulated=True``; weights of the indices are by float cap, and
+        so are the returns of its benchmarks.
 
     Raises:
         SpecError: fewer than 30 stocks, or no session between start and end.
@@ -99,8 +100,9 @@ def simulated_market(
     age += np.where(market.list_at < 0, market.age_at_start, 0)
     age = np.where(session >= market.list_at, age, -1).astype(np.int32)
     members = _memberships(dates, planes["listed"], market.caps)
-    weights = {}
+    weights, benchmarks = {}, {}
     for name, plane in members.items():
+        benchmarks[name] = _level(plane, market.caps[-len(dates) :])
         cap = np.where(plane, planes["float_cap"], 0.0)
         weights[name] = (cap / np.maximum(cap.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32)
     identity = ["simulated", VERSION, seed, stocks, start, end]
@@ -116,6 +118,7 @@ def simulated_market(
         industries=tuple(f"industry {i + 1:02d}" for i in range(INDUSTRIES)),
         members=members,
         weights=weights,
+        benchmarks=benchmarks,
         notes=(
             f"Simulated from seed {seed}: no number here says anything about a real market.",
             "Planted: "
@@ -313,8 +316,11 @@ class _Market:
             "factor": np.where(traded, factor, np.nan).astype(np.float32),
             "traded": traded,
             "listed": listed,
+            "delisted": self.dead & (self.session >= self.list_at),
             "limit_up": traded & (opened >= up),
             "limit_down": traded & (opened <= down),
+            "sealed_up": traded & (low >= up),
+            "sealed_down": traded & (high <= down),
             "float_cap": cap.astype(np.float32),
         }
 
@@ -324,6 +330,17 @@ def _scores(signal: Array, listed: NDArray[np.bool_]) -> Array:
     rank = ranks(np.where(listed, signal, np.nan))
     count = np.maximum(np.isfinite(rank).sum(axis=1, keepdims=True), 1)
     return np.nan_to_num(((rank - 0.5) / count - 0.5) * np.sqrt(12))
+
+
+def _level(members: NDArray[np.bool_], caps: Array) -> Array:
+    """``[T]`` price index from 1000: members of the date, weighted by their float cap of the evening before.
+
+    A float cap follows splits but not dividends, so its change is the price return that such an index counts.
+    """
+    held = members[1:] & np.isfinite(caps[1:]) & np.isfinite(caps[:-1])
+    growth = [caps[t + 1, on].sum() / caps[t, on].sum() if on.any() else 1.0 for t, on in enumerate(held)]
+    level: Array = 1000 * np.cumprod([1.0, *growth])
+    return level
 
 
 def _memberships(
