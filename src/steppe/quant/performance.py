@@ -9,6 +9,7 @@ published index-enhancement tables fit.
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from steppe.core.errors import DataError
@@ -17,7 +18,9 @@ __all__ = [
     "SESSIONS_PER_YEAR",
     "annual_excess",
     "annual_return",
+    "by_year",
     "calmar",
+    "excess_metrics",
     "information_ratio",
     "max_drawdown",
     "monthly_returns",
@@ -98,6 +101,67 @@ def monthly_returns(returns: ArrayLike, dates: NDArray[np.datetime64]) -> NDArra
 def monthly_win_rate(returns: ArrayLike, benchmark: ArrayLike, dates: NDArray[np.datetime64]) -> float:
     """Share of calendar months whose compounded differences d = r - b are above 0."""
     return float(np.mean(monthly_returns(_excess(returns, benchmark), dates) > 0))
+
+
+def excess_metrics(
+    returns: ArrayLike, benchmark: ArrayLike, dates: NDArray[np.datetime64]
+) -> dict[str, float]:
+    """The line of a published index-enhancement table, from daily returns.
+
+    Args:
+        returns: ``[sessions]`` of the portfolio.
+        benchmark: ``[sessions]`` of its index.
+        dates: ``[sessions]`` datetime64, increasing.
+
+    Returns:
+        annual_return, benchmark_annual_return, annual_excess, tracking_error, information_ratio,
+        excess_max_drawdown, excess_calmar and monthly_win_rate, each as the function of that name defines it.
+        The drawdown and the ratios are those of the differences d = r - b; NaN where a risk is 0 or unknown.
+
+    Raises:
+        DataError: series of different lengths, empty, or with a number that is not finite.
+    """
+    return {
+        "annual_return": annual_return(returns),
+        "benchmark_annual_return": annual_return(benchmark),
+        "annual_excess": annual_excess(returns, benchmark),
+        "tracking_error": tracking_error(returns, benchmark),
+        "information_ratio": information_ratio(returns, benchmark),
+        "excess_max_drawdown": max_drawdown(_excess(returns, benchmark)),
+        "excess_calmar": calmar(returns, benchmark),
+        "monthly_win_rate": monthly_win_rate(returns, benchmark, dates),
+    }
+
+
+def by_year(returns: ArrayLike, benchmark: ArrayLike, dates: NDArray[np.datetime64]) -> pl.DataFrame:
+    """`excess_metrics` of each calendar year alone, and of the last year.
+
+    A drawdown counts from the start of its year. A year the series covers in part is annualised like any
+    other: `sessions` says how much of it there is.
+
+    Args:
+        returns: ``[sessions]`` of the portfolio.
+        benchmark: ``[sessions]`` of its index.
+        dates: ``[sessions]`` datetime64, increasing.
+
+    Returns:
+        period ("2017", ..., and "last 12 months", the last 252 sessions, where there are as many), sessions,
+        and the keys of `excess_metrics`; undefined ratios are null.
+    """
+    ours, theirs, days = np.asarray(returns), np.asarray(benchmark), np.asarray(dates)
+    if not len(ours) == len(theirs) == len(days):
+        raise DataError(f"{len(ours)} returns, {len(theirs)} of the benchmark, {len(days)} dates.")
+    years = days.astype("datetime64[Y]")
+    periods = {str(year): years == year for year in np.unique(years)}
+    if len(days) >= SESSIONS_PER_YEAR:
+        periods["last 12 months"] = np.arange(len(days)) >= len(days) - SESSIONS_PER_YEAR
+    return pl.DataFrame(
+        [
+            {"period": name, "sessions": int(chosen.sum())}
+            | excess_metrics(ours[chosen], theirs[chosen], days[chosen])
+            for name, chosen in periods.items()
+        ]
+    ).fill_nan(None)
 
 
 def _excess(returns: ArrayLike, benchmark: ArrayLike) -> NDArray[np.float64]:
