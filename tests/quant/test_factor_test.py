@@ -1,39 +1,34 @@
+from fractions import Fraction
+from itertools import pairwise
+
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings, strategies as st
+from panels import make_panel
+from slow_statistics import in_both, slow_pearson, slow_rank_ic, slow_ranks
 
 from steppe.core.errors import DataError, SpecError
 from steppe.quant import performance as perf
-from steppe.quant.factor_test import factor_test, layer_of, neutralised, stderr
+from steppe.quant.factor_test import FactorTester, factor_test, stderr
 from steppe.quant.labels import forward_returns
+from steppe.quant.neutralise import neutralised
 from steppe.quant.panel import FIELDS, Panel
-from steppe.quant.ranking import correlation, rank_ic, ranks
+from steppe.quant.ranking import rank_ic
 
 NAN = float("nan")
 
 
-def make_panel(prices, *, limit_up=None, industry=None, cap=None):
+def panel_of(prices, *, limit_up=None, industry=None, cap=None):
     """A panel whose six fields are all `prices` [T, N]; NaN means no trade."""
     prices = np.asarray(prices, dtype=np.float32)
-    off, on = np.zeros(prices.shape, dtype=bool), np.isfinite(prices)
-    return Panel(
-        name="made",
-        simulated=True,
-        fingerprint="",
+    given = {"limit_up": limit_up, "industry": industry, "float_cap": cap}
+    return make_panel(
+        prices.shape,
         dates=np.datetime64("2020-01-01") + np.arange(len(prices)),
-        symbols=np.array([f"S{i}" for i in range(prices.shape[1])]),
+        traded=np.isfinite(prices),
         values=np.repeat(prices[:, :, None], len(FIELDS), axis=2),
-        factor=np.where(on, np.float32(1), np.float32("nan")),
-        traded=on,
-        listed=~off,
-        age=np.full(prices.shape, 1000, dtype=np.int32),
-        limit_up=off if limit_up is None else limit_up,
-        limit_down=off,
-        special=off,
-        industry=np.zeros(prices.shape, dtype=np.int16) if industry is None else industry,
-        float_cap=np.ones(prices.shape, dtype=np.float32) if cap is None else cap,
-        industries=("a", "b", "c"),
+        **{name: plane for name, plane in given.items() if plane is not None},
     )
 
 
@@ -41,7 +36,7 @@ def random_panel(seed, dates=80, stocks=45, gaps=0.05):
     rng = np.random.default_rng(seed)
     prices = 10 * np.exp(np.cumsum(0.02 * rng.standard_normal((dates, stocks)), axis=0))
     prices[rng.random(prices.shape) < gaps] = np.nan
-    return make_panel(
+    return panel_of(
         prices,
         limit_up=(rng.random(prices.shape) < 0.02) & np.isfinite(prices),
         industry=np.broadcast_to(rng.integers(-1, 3, stocks).astype(np.int16), prices.shape),
@@ -49,22 +44,11 @@ def random_panel(seed, dates=80, stocks=45, gaps=0.05):
     ), rng
 
 
-def slow_ranks(values):
-    """Average ranks by counting."""
-    return [sum(b < a for b in values) + (1 + sum(b == a for b in values)) / 2 for a in values]
-
-
-def slow_pearson(x, y):
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    sxy = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
-    return sxy / (sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y)) ** 0.5
-
-
 # labels
 
 
 def test_forward_returns_by_hand():
-    panel = make_panel([[10, 10], [11, NAN], [12, 10], [NAN, 11], [14, NAN], [15, NAN]])
+    panel = panel_of([[10, 10], [11, NAN], [12, 10], [NAN, 11], [14, NAN], [15, NAN]])
     got = forward_returns(panel, 2)
     assert got.dtype == np.float32
     expected = [
@@ -92,7 +76,7 @@ def test_forward_returns_equal_a_loop_and_know_no_later_date(seed, horizon):
                 assert np.isnan(got[t, i])
             else:
                 known = [p for p in price[t + 1 : t + 2 + horizon, i] if np.isfinite(p)]
-                assert got[t, i] == known[-1] / known[0] - 1
+                assert got[t, i] == (known[-1] - known[0]) / known[0]
     cut = int(rng.integers(1, 20))
     panel.values[cut:] = 1.0
     kept = max(cut - 1 - horizon, 0)
@@ -100,7 +84,7 @@ def test_forward_returns_equal_a_loop_and_know_no_later_date(seed, horizon):
 
 
 def test_forward_returns_refuses_nonsense():
-    panel = make_panel([[1.0], [1.0]])
+    panel = panel_of([[1.0], [1.0]])
     with pytest.raises(SpecError, match="horizon 0"):
         forward_returns(panel, 0)
     with pytest.raises(SpecError, match="volume"):
@@ -108,72 +92,6 @@ def test_forward_returns_refuses_nonsense():
 
 
 # the parts
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(
-        st.lists(st.sampled_from([NAN, -1.0, 0.0, 0.5, 2.0, 7.0]), min_size=9, max_size=9),
-        min_size=2,
-        max_size=2,
-    )
-)
-def test_rank_ic_equals_counting(pair):
-    x, y = pair
-    both = [(a, b) for a, b in zip(x, y, strict=True) if np.isfinite(a) and np.isfinite(b)]
-    got = rank_ic([x], [y])[0]
-    finite = [a for a in x if np.isfinite(a)]
-    np.testing.assert_array_equal(ranks([x])[0][np.isfinite(x)], slow_ranks(finite))
-    if len(both) < 2 or len({a for a, _ in both}) == 1 or len({b for _, b in both}) == 1:
-        assert np.isnan(got)
-    else:
-        a, b = zip(*both, strict=True)
-        assert got == pytest.approx(slow_pearson(slow_ranks(a), slow_ranks(b)), abs=1e-12)
-        assert correlation([x], [y])[0] == pytest.approx(slow_pearson(a, b), abs=1e-12)
-
-
-def test_correlation_of_a_constant_row_is_undefined():
-    assert np.isnan(correlation([[0.1] * 7], [[1, 2, 3, 4, 5, 6, 7]]))[0]
-
-
-def test_layers_by_hand():
-    np.testing.assert_array_equal(layer_of([[40, 10, NAN, 20, 30]], 2), [[2, 1, 0, 1, 2]])
-    np.testing.assert_array_equal(layer_of([[5, 5, 5, 9]], 2), [[1, 1, 1, 2]])
-    counts = np.bincount(layer_of([np.random.default_rng(0).standard_normal(103)], 10)[0], minlength=11)[1:]
-    assert counts.min() >= 10
-    assert counts.max() <= 11
-
-
-def test_neutralised_is_the_least_squares_residual():
-    panel, rng = random_panel(3, stocks=60)
-    scores = rng.standard_normal((4, 60))
-    scores[1, :5] = np.nan
-    industry, cap = panel.industry[:4], panel.float_cap[:4].copy()
-    cap[2, 7] = np.nan
-    got = neutralised(scores, industry, cap)
-    for d in range(4):
-        ok = np.isfinite(scores[d]) & np.isfinite(cap[d])
-        x = scores[d][ok]
-        median = np.median(x)
-        mad = np.median(np.abs(x - median))
-        x = np.clip(x, median - 5 * mad, median + 5 * mad)
-        design = np.c_[industry[d][ok][:, None] == np.arange(-1, 3), np.log(cap[d][ok].astype(float))]
-        residual = x - design @ np.linalg.lstsq(design, x, rcond=None)[0]
-        np.testing.assert_allclose(got[d][ok], residual, atol=1e-9)
-        assert np.isnan(got[d][~ok]).all()
-
-
-def test_one_wild_score_hardly_moves_the_neutralised_others():
-    rng = np.random.default_rng(0)
-    scores, industry, cap = (
-        rng.standard_normal((1, 50)),
-        np.zeros((1, 50), np.int16),
-        np.exp(rng.standard_normal((1, 50))),
-    )
-    wild = scores.copy()
-    wild[0, 0] = 1e9
-    gap = neutralised(wild, industry, cap)[:, 1:] - neutralised(scores, industry, cap)[:, 1:]
-    assert np.abs(gap).max() < 1
 
 
 def test_stderr():
@@ -251,6 +169,122 @@ def test_against_a_slow_loop():
     np.testing.assert_allclose(test.ic["rank_ic_neutral"], rank_ic(neutral, returns[10][rows]), atol=1e-12)
     by_neutral = factor_test(neutral, panel, rows, layers=5).layers
     assert factor_test(scores, panel, rows, layers=5, neutralise=True).layers.equals(by_neutral)
+
+
+def slow_series(scores, returns, statistic, least):
+    """The statistic of every date that has enough stocks."""
+    pairs = [in_both(*rows) for rows in zip(scores, returns, strict=True)]
+    return [statistic(*pair) for pair in pairs if len(pair[0]) >= least]
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32), layers=st.sampled_from([2, 3]), ties=st.booleans())
+def test_what_else_is_measured_against_loops(seed, layers, ties):
+    panel, rng = random_panel(seed, dates=50, stocks=30, gaps=0.2)
+    rows = np.arange(2, 45, 4)
+    scores = rng.standard_normal((len(rows), 30))
+    scores[rng.random(scores.shape) < 0.2] = np.nan
+    scores[4, 3:] = np.nan  # too few
+    scores[6] = 1.0
+    if ties:
+        scores = np.round(scores * 3)
+    test = factor_test(scores, panel, rows, layers=layers, horizon=9, holding=4, horizons=(1, 9, 15))
+    open_tomorrow = panel.traded[rows + 1] & ~panel.limit_up[rows + 1]
+    x = np.where(open_tomorrow, scores, np.nan)
+
+    for horizon, mean, error, dates in test.decay.iter_rows():
+        series = slow_series(x, forward_returns(panel, horizon, rows=rows), slow_rank_ic, 2 * layers)
+        series = [value for value in series if np.isfinite(value)]
+        assert dates == len(series)
+        assert mean == pytest.approx(np.mean(series), abs=1e-12)
+        assert error == pytest.approx(stderr(series, -(-horizon // 4) - 1), rel=1e-9)
+    assert test.decay["horizon"].to_list() == [1, 9, 15]
+    assert test.decay["rank_ic"][1] == pytest.approx(test.summary["rank_ic"])
+
+    ic = [
+        value
+        for value in slow_series(x, forward_returns(panel, 9, rows=rows), slow_pearson, 2 * layers)
+        if np.isfinite(value)
+    ]
+    assert test.summary["ic_std"] == pytest.approx(np.std(ic, ddof=1))
+    assert test.summary["ic_ir"] == pytest.approx(np.mean(ic) / np.std(ic, ddof=1))
+    assert test.summary["ic_positive"] == np.mean([value > 0 for value in ic])
+    assert test.summary["ic_stderr"] == pytest.approx(stderr(ic, 2))
+
+    again = [slow_rank_ic(*in_both(*pair)) for pair in pairwise(scores)]
+    again = [value for value in again if np.isfinite(value)]
+    assert test.summary["rank_autocorrelation"] == pytest.approx(np.mean(again), abs=1e-12)
+
+    before = None
+    for date in test.layers["date"].unique(maintain_order=True):
+        d = int(np.searchsorted(panel.dates[rows], np.datetime64(date)))
+        stocks = [i for i in range(30) if np.isfinite(x[d, i])]
+        rank = dict(zip(stocks, slow_ranks([x[d, i] for i in stocks]), strict=True))
+        member = {0: set(stocks)} | {k: set() for k in range(1, layers + 1)}
+        for i in stocks:
+            member[int(Fraction(2 * rank[i] - 1) * layers / (2 * len(stocks))) + 1].add(i)
+        long = forward_returns(panel, 9, rows=rows[d : d + 1])[0].astype(float)
+        of_date = test.layers.filter(pl.col("date") == date)
+        for _, layer, _, later, entered in of_date.iter_rows():
+            inside = member[layer]
+            expected = np.mean([long[i] for i in inside])
+            assert later == (pytest.approx(expected, abs=1e-9) if np.isfinite(expected) else None)
+            share = len(inside - before[layer]) / len(inside) if before else None
+            assert entered == pytest.approx(share, abs=1e-12)
+        before = member
+
+
+def test_years_are_those_of_the_dates():
+    panel, rng = random_panel(2, dates=500)
+    rows = np.arange(0, 480, 5)
+    scores = rng.standard_normal((len(rows), 45))
+    test = factor_test(scores, panel, rows, layers=4)
+    assert test.yearly["year"].to_list() == [2020, 2021]
+    assert test.yearly["dates"].sum() == len(rows)
+    year = pl.col("date").dt.year() == 2021
+    ic, layers = test.ic.filter(year), test.layers.filter(year)
+    best, universe = (layers.filter(pl.col("layer") == k)["ret"].to_numpy() for k in (4, 0))
+    row = test.yearly.row(1, named=True)
+    assert row["rank_ic"] == pytest.approx(ic["rank_ic"].mean())
+    assert row["ic"] == pytest.approx(ic["ic"].mean())
+    assert row["rank_ic_ir"] == pytest.approx(ic["rank_ic"].mean() / ic["rank_ic"].std())
+    assert row["top_annual_excess"] == pytest.approx(perf.annual_excess(best, universe, 252 / 5))
+    assert row["top_information_ratio"] == pytest.approx(perf.information_ratio(best, universe, 252 / 5))
+
+
+def test_a_longer_holding_period_is_the_mean_over_both_weeks_it_can_start_in():
+    panel, rng = random_panel(3, dates=200)
+    rows = np.arange(0, 180, 5)
+    test = factor_test(rng.standard_normal((len(rows), 45)), panel, rows, layers=4)
+    best, universe = (test.layers.filter(pl.col("layer") == k)["ret_10"].to_numpy() for k in (4, 0))
+    year = 252 / 10
+    for key, figure in (
+        ("excess", perf.annual_excess),
+        ("return", lambda ours, _, year: perf.annual_return(ours, year)),
+    ):
+        halves = [figure(best[k::2], universe[k::2], year) for k in (0, 1)]
+        assert test.summary[f"top_annual_{key}_10"] == pytest.approx(np.mean(halves))
+
+
+def test_one_tester_serves_every_factor():
+    panel, rng = random_panel(5)
+    rows = np.arange(3, 65, 5)
+    tester = FactorTester(panel, rows, layers=5, neutralise=True)
+    for missing in (0.0, 0.3):
+        scores = rng.standard_normal((len(rows), 45)).astype(np.float32)
+        scores[rng.random(scores.shape) < missing] = np.nan
+        kept = scores.copy()
+        shared, alone = tester.test(scores), factor_test(scores, panel, rows, layers=5, neutralise=True)
+        for name in ("ic", "decay", "layers", "yearly", "skipped"):
+            assert getattr(shared, name).equals(getattr(alone, name))
+        assert shared.summary == alone.summary
+        np.testing.assert_array_equal(scores, kept)
+
+
+def test_twenty_layers():
+    panel, rng = random_panel(1)
+    test = factor_test(rng.standard_normal((5, 45)), panel, np.arange(0, 25, 5), layers=20)
+    assert test.layers["layer"].unique().to_list() == list(range(21))
 
 
 @settings(max_examples=10, deadline=None)

@@ -1,14 +1,16 @@
 """The single-factor test: does a score order next week's returns?
 
-RankIC and IC per date, ten layers held for a week, and the same after industry and size are taken out. The
-conventions are those of the published test the factor comes from: weekly dates, a 10-session label next to a
-5-session holding period, both entered at the vwap of t + 1, equal weights, NO costs. One of them looks ahead:
+RankIC and IC per date, how they decay, ten layers held for a week, and the same after industry and size are taken
+out. The conventions are those of the published test the factor comes from: weekly dates, a 10-session label next to
+a 5-session holding period, both entered at the vwap of t + 1, equal weights, NO costs. One of them looks ahead:
 stocks that cannot be bought at t + 1 (no trade, or an open at the upper limit) are dropped before ranking,
 which is not known at t. Judge an investable result by a backtest, not by this test.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,93 +19,302 @@ from numpy.typing import ArrayLike, NDArray
 
 from steppe.core.errors import DataError, SpecError
 from steppe.quant import performance
-from steppe.quant.labels import forward_returns
+from steppe.quant.labels import forward_returns_over
+from steppe.quant.layers import form_layers, staggered_figures, top_figures
+from steppe.quant.neutralise import Neutraliser
 from steppe.quant.panel import Panel
-from steppe.quant.ranking import correlation, rank_ic, ranks
+from steppe.quant.ranking import Ordered, correlation, rank_autocorrelation
 
-__all__ = [
-    "FactorTest",
-    "factor_test",
-    "layer_of",
-    "neutralised",
-    "stderr",
-]
+__all__ = ["HORIZONS", "FactorTest", "FactorTester", "factor_test", "stderr"]
 
-MAD = 5.0
-"""Scores beyond this many median absolute deviations are pulled in before neutralising (published: 5)."""
+HORIZONS = (1, 2, 3, 5, 10, 15, 20)
+"""Sessions over which the decay of the RankIC is taken (ours)."""
 
 
 @dataclass(frozen=True)
 class FactorTest:
-    """What `factor_test` found.
+    """What `FactorTester.test` found. `holding` and `horizon` stand for their numbers of sessions (5 and 10).
 
     Attributes:
         ic: one row per evaluation date: date, stocks (scored, buyable, with a label), ic, rank_ic (label
-            horizon), rank_ic_5 (holding period; named after it), rank_ic_neutral. Null where skipped.
-        layers: date, layer, ret: return over the holding period after the date; layer 1 has the lowest
-            scores, the last layer the highest, layer 0 is the equal-weight universe.
+            horizon), rank_ic_{holding}, rank_ic_neutral. Null where skipped.
+        decay: horizon, rank_ic, rank_ic_stderr, dates: the mean RankIC of the same scores with the return over
+            each horizon, over the dates that have it; not listed in `skipped`.
+        layers: date, layer, ret: return over the holding period after the date; layer 1 has the lowest scores,
+            the last layer the highest, layer 0 is the equal-weight universe. ret_{horizon}: the same stocks
+            held for the label's horizon, null where that ends after the panel; entered: the share of the
+            layer's stocks that were not in it on the layer date before.
+        yearly: year, rank_ic, ic, rank_ic_ir, top_annual_excess, top_information_ratio, dates, by the year of
+            the evaluation date; null where a year has too few.
         skipped: date, measure, reason: every date a measure could not be taken on.
-        summary: see `factor_test`.
+        summary: see `FactorTester`.
     """
 
     ic: pl.DataFrame
+    decay: pl.DataFrame
     layers: pl.DataFrame
+    yearly: pl.DataFrame
     skipped: pl.DataFrame
     summary: dict[str, float]
 
 
-def neutralised(
-    scores: ArrayLike, industry: NDArray[np.int16], float_cap: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """Scores without what industry and log float cap explain, per date.
+class FactorTester:
+    """Tests any number of factors on the same dates; what depends on the panel alone is prepared once.
 
-    Scores are pulled in to the median +- 5 median absolute deviations, then the residual of the least-squares
-    regression on industry dummies and log float cap is taken (solved exactly by demeaning within industries
-    first). Unknown industry (-1) is a group of its own.
+    No costs; stocks not buyable at t + 1 are left out (see the module: this looks ahead). ICs are taken on
+    every date. Layers are formed on the dates that lie at least `holding` sessions apart, counted from the
+    first, so that holding periods never overlap: all of them, when dates are weekly.
+
+    The summary of a test holds, for ic, rank_ic, rank_ic_5 (`holding`) and rank_ic_neutral each: the mean;
+    ``_std`` over dates (ddof 1); ``_ir``, mean / std, the ICIR, not annualised; ``_positive``, share of dates
+    above 0; ``_stderr`` of the mean, corrected for labels that overlap (`stderr`). For the top layer,
+    annualised with 252 sessions: ``top_annual_return``, ``top_annual_excess`` over the equal-weight universe
+    (period differences compounded), ``top_tracking_error``, ``top_information_ratio`` = annual excess /
+    tracking error, ``top_max_drawdown`` of the excess, ``top_monthly_win_rate`` (share of calendar months
+    with positive excess), ``top_turnover``, the mean of sum_i abs(w_i - w_i drifted) per rebalance
+    (two-sided: 2 is a full exchange). ``top_annual_return_10``, ``top_annual_excess_10`` and
+    ``top_information_ratio_10`` are the same for stocks held for the label's horizon; where that is longer
+    than the layer dates lie apart, the mean over the series of every second (third, ...) date. Further
+    ``rank_autocorrelation``, the mean Spearman correlation of scores on one layer date and the next, over the
+    stocks scored on both; ``universe_annual_return``; and the counts ``dates``, ``layer_dates`` and
+    ``stocks`` (mean per date).
 
     Args:
-        scores: ``[D, N]``, NaN outside the universe.
-        industry: ``[D, N]``.
-        float_cap: ``[D, N]``, > 0; NaN unknown.
+        panel: the market.
+        rows: ``[D]`` increasing indices into ``panel.dates``, the evaluation dates.
+        layers: layers by score; published 10 (20 is common for a whole market).
+        horizon: sessions of the label of ic, rank_ic and rank_ic_neutral; published 10.
+        holding: sessions a layer is held, and the return of ``rank_ic_5``; published 5.
+        horizons: sessions of the decay.
+        neutralise: form layers from scores neutralised to industry and size, as the published test does. Off
+            by default (ours): a layer then is what the score itself would buy.
 
-    Returns:
-        ``[D, N]``; NaN where the score or the float cap is.
+    Raises:
+        DataError: rows that do not fit the panel.
+        SpecError: fewer than two layers, or a horizon below 1.
     """
-    x = np.asarray(scores, dtype=np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        size = np.log(np.asarray(float_cap, dtype=np.float64))
-    valid = np.isfinite(x) & np.isfinite(size)
-    centre = _median(np.where(valid, x, np.nan))
-    spread = _median(np.where(valid, np.abs(x - centre), np.nan))
-    # more than half the stocks tied: there is no spread to judge an outlier by
-    reach = np.where(spread > 0, MAD * spread, np.inf)
-    x = np.clip(x, centre - reach, centre + reach)
-    groups = int(industry.max(initial=-1)) + 2
-    cell = ((industry + 1).astype(np.int64) + groups * np.arange(len(x))[:, None])[valid]
-    count = np.maximum(np.bincount(cell, minlength=groups * len(x)), 1)
 
-    def within(a: NDArray[np.float64]) -> NDArray[np.float64]:
-        out = np.zeros_like(a)
-        flat = a[valid]
-        out[valid] = flat - (np.bincount(cell, flat, minlength=len(count)) / count)[cell]
-        return out
+    def __init__(
+        self,
+        panel: Panel,
+        rows: ArrayLike,
+        *,
+        layers: int = 10,
+        horizon: int = 10,
+        holding: int = 5,
+        horizons: Sequence[int] = HORIZONS,
+        neutralise: bool = False,
+    ) -> None:
+        if layers < 2:
+            raise SpecError(f"layers {layers}: at least 2.")
+        self.rows = at = _checked_rows(rows, len(panel.dates))
+        self.layers, self.horizon, self.holding, self.neutralise = layers, horizon, holding, neutralise
+        self.horizons = tuple(horizons)
+        self.dates = np.asarray(panel.dates[at])
+        returns = forward_returns_over(panel, (horizon, holding, *horizons), rows=at)
+        tomorrow = np.minimum(at + 1, len(panel.dates) - 1)  # beyond the end the return is NaN anyway
+        # whoever trades at t + 1 has a return over every horizon that ends within the panel
+        self.buyable = np.isfinite(returns[min(returns)]) & ~panel.limit_up[tomorrow]
+        self.known = {sessions: at + 1 + sessions < len(panel.dates) for sessions in returns}
+        self.order = {sessions: Ordered(values) for sessions, values in returns.items()}
+        self.label_order = copy(self.order[horizon])  # of its own: neutral scores are known of other stocks
+        self.returns = {sessions: returns[sessions] for sessions in (horizon, holding)}
+        self.neutraliser = Neutraliser(np.asarray(panel.industry[at]), np.asarray(panel.float_cap[at]))
+        self.layer_rows = _apart(at, holding)
+        self.spacing = int(np.diff(at).min()) if len(at) > 1 else horizon
 
-    x, size = within(x), within(size)
-    explained = np.einsum("dn,dn->d", size, size)
-    slope = np.divide(np.einsum("dn,dn->d", x, size), explained, out=np.zeros(len(x)), where=explained > 1e-9)
-    return np.where(valid, x - slope[:, None] * size, np.nan)
+    def test(self, scores: ArrayLike) -> FactorTest:
+        """Test one factor.
+
+        Args:
+            scores: ``[D, N]``, higher is better; NaN outside the universe of the date. float32 is fastest.
+
+        Raises:
+            DataError: shapes that do not fit, infinite scores, or a measure that cannot be taken on any date. On
+                single dates a measure that cannot be taken (fewer than 2 x layers stocks, constant scores, a
+                layer left empty by ties, a return beyond the panel's end) is skipped and listed in
+                `FactorTest.skipped`; so is rank_ic_neutral throughout (NaN in the summary) for a panel
+                without float caps.
+        """
+        x = self._checked(scores)
+        order, valid = Ordered(x), np.isfinite(x) & self.buyable
+        rank, scored = order.ranks(valid), np.where(valid, x, np.nan)
+        neutral = self.neutraliser(scored)
+        neutral_rank = Ordered(neutral).ranks(np.isfinite(neutral))
+
+        by_horizon = {sessions: ordered.rank_ic(rank) for sessions, ordered in self.order.items()}
+        held = f"rank_ic_{self.holding}"
+        measures = {
+            "rank_ic": (by_horizon[self.horizon].copy(), self.horizon, rank),
+            held: (by_horizon[self.holding].copy(), self.holding, rank),
+            "rank_ic_neutral": (self.label_order.rank_ic(neutral_rank), self.horizon, neutral_rank),
+            "ic": (correlation(scored, self.returns[self.horizon]), self.horizon, rank),
+        }
+        skipped = _Skipped(2 * self.layers)
+        summary = {"dates": float(len(x))}
+        for key, (series, sessions, ranked) in measures.items():
+            count = np.count_nonzero(ranked, axis=1)
+            good = self._good(series, sessions, count)
+            skipped.add(key, self.dates, ~good, self.known[sessions], count)
+            if not good.any() and key != "rank_ic_neutral":  # a panel may have no float cap
+                raise DataError(f"{key} cannot be taken on any of {len(x)} dates: {skipped.records[-1][2]}.")
+            series[~good] = np.nan
+            summary |= self._summary(key, series, sessions)
+        stocks = np.where(self.known[self.horizon], np.count_nonzero(rank, axis=1), 0)
+        summary["stocks"] = float(stocks.mean())
+        ic = pl.DataFrame(
+            {"date": self.dates, "stocks": stocks}
+            | {key: measures[key][0] for key in ("ic", "rank_ic", held, "rank_ic_neutral")}
+        ).fill_nan(None)
+
+        at = self.layer_rows
+        frame, top, layered = self._layer_test((neutral_rank if self.neutralise else rank)[at], skipped)
+        summary |= top
+        again = rank_autocorrelation(order.rows(at), np.isfinite(x[at]))
+        summary["rank_autocorrelation"] = _mean(again[np.isfinite(again)])
+        return FactorTest(
+            ic=ic,
+            decay=self._decay(by_horizon, np.count_nonzero(rank, axis=1)),
+            layers=frame,
+            yearly=self._yearly(measures["rank_ic"][0], measures["ic"][0], layered),
+            skipped=skipped.frame(),
+            summary=summary,
+        )
+
+    def _checked(self, scores: ArrayLike) -> NDArray[np.floating]:
+        x = np.asarray(scores)
+        if x.dtype != np.float32:
+            x = x.astype(np.float64, copy=False)
+        if x.shape != self.buyable.shape:
+            raise DataError(
+                f"scores are {x.shape}, expected {self.buyable.shape} [evaluation dates, stocks]."
+            )
+        infinite = np.isinf(x).any(axis=1)
+        if infinite.any():
+            day = self.dates[infinite][0]
+            raise DataError(f"scores of {day} are infinite: mark what is outside the universe with NaN.")
+        return x
+
+    def _good(
+        self, series: NDArray[np.float64], sessions: int, count: NDArray[np.integer]
+    ) -> NDArray[np.bool_]:
+        return self.known[sessions] & (count >= 2 * self.layers) & np.isfinite(series)
+
+    def _summary(self, key: str, series: NDArray[np.float64], sessions: int) -> dict[str, float]:
+        x = series[np.isfinite(series)]
+        mean, std = _mean(x), float(np.std(x, ddof=1)) if len(x) > 1 else float("nan")
+        return {
+            key: mean,
+            f"{key}_std": std,
+            f"{key}_ir": mean / std if std > 0 else float("nan"),
+            f"{key}_positive": _mean(x > 0),
+            f"{key}_stderr": stderr(x, self._lags(sessions)),
+        }
+
+    def _lags(self, sessions: int) -> int:
+        """Evaluation dates, less one, that a return over so many sessions reaches across."""
+        return -(-sessions // self.spacing) - 1
+
+    def _decay(self, by_horizon: dict[int, NDArray[np.float64]], count: NDArray[np.integer]) -> pl.DataFrame:
+        kept = {h: by_horizon[h][self._good(by_horizon[h], h, count)] for h in self.horizons}
+        return pl.DataFrame(
+            {
+                "horizon": list(kept),
+                "rank_ic": [_mean(series) for series in kept.values()],
+                "rank_ic_stderr": [stderr(series, self._lags(h)) for h, series in kept.items()],
+                "dates": [len(series) for series in kept.values()],
+            },
+            schema_overrides=dict.fromkeys(("rank_ic", "rank_ic_stderr"), pl.Float64),
+        ).fill_nan(None)
+
+    def _layer_test(
+        self, ranks: NDArray[np.float64], skipped: _Skipped
+    ) -> tuple[pl.DataFrame, dict[str, float], tuple[NDArray[np.datetime64], NDArray[np.float64]]]:
+        """The layers table, the top layer's figures, and the dates and returns of all layers."""
+        at, last = self.layer_rows, self.layers
+        dates, known = self.dates[at], self.known[self.holding][at]
+        layers = form_layers(ranks, last)
+        count = layers.size[:, 0]
+        good = known & (count >= 2 * last) & (layers.size > 0).all(axis=1)
+        skipped.add("layers", dates, ~good, known, count)
+        if not good.any():
+            raise DataError(
+                f"layers cannot be formed on any of {len(dates)} dates: {skipped.records[-1][2]}."
+            )
+        layers, at, dates = layers.take(good), at[good], dates[good]
+        held, later = self.returns[self.holding][at], self.returns[self.horizon][at]
+        returns = layers.mean(held)
+        longer = np.where(self.known[self.horizon][at][:, None], layers.mean(later), np.nan)
+        long_name = f"ret_{self.horizon}"
+        frame = pl.DataFrame(
+            {
+                "date": np.repeat(dates, last + 1),
+                "layer": np.tile(np.arange(last + 1), len(dates)),
+                "ret": returns.ravel(),
+                long_name: longer.ravel(),
+                "entered": layers.entered().ravel(),
+            }
+        ).with_columns(pl.col(long_name, "entered").fill_nan(None))
+        figures = top_figures(returns, self.holding) | {
+            "tracking_error": performance.tracking_error(
+                returns[:, last], returns[:, 0], performance.SESSIONS_PER_YEAR / self.holding
+            ),
+            "max_drawdown": performance.max_drawdown(returns[:, last] - returns[:, 0]),
+            "monthly_win_rate": performance.monthly_win_rate(returns[:, last], returns[:, 0], dates),
+            "turnover": layers.turnover(held),
+        }
+        top = {f"top_{key}": value for key, value in figures.items()}
+        top |= {
+            f"top_{key}_{self.horizon}": value
+            for key, value in staggered_figures(longer, self.rows[at], self.horizon).items()
+        }
+        top["layer_dates"] = float(len(dates))
+        top["universe_annual_return"] = performance.annual_return(
+            returns[:, 0], performance.SESSIONS_PER_YEAR / self.holding
+        )
+        return frame, top, (dates, returns)
+
+    def _yearly(
+        self,
+        rank_ic: NDArray[np.float64],
+        ic: NDArray[np.float64],
+        layered: tuple[NDArray[np.datetime64], NDArray[np.float64]],
+    ) -> pl.DataFrame:
+        dates, returns = layered
+        of_date, of_layers = (days.astype("datetime64[Y]").astype(int) + 1970 for days in (self.dates, dates))
+        rows = []
+        for year in np.unique(of_date):
+            here = of_date == year
+            ranked = self._summary("rank_ic", rank_ic[here], self.horizon)
+            top = top_figures(returns[of_layers == year], self.holding)
+            rows.append(
+                {
+                    "year": int(year),
+                    "rank_ic": ranked["rank_ic"],
+                    "ic": _mean(ic[here & np.isfinite(ic)]),
+                    "rank_ic_ir": ranked["rank_ic_ir"],
+                    "top_annual_excess": top["annual_excess"],
+                    "top_information_ratio": top["information_ratio"],
+                    "dates": int(here.sum()),
+                }
+            )
+        return pl.DataFrame(rows).fill_nan(None)
 
 
-def layer_of(scores: ArrayLike, layers: int) -> NDArray[np.int64]:
-    """The layer 1..layers of each finite score of ``[D, N]`` by rank, 0 where NaN.
-
-    Rank r of n goes to layer ``floor((r - 1/2) / n * layers) + 1``; tied scores share their average rank and
-    so their layer: the result depends on neither the order of the stocks nor the scale of the scores.
-    """
-    rank = ranks(scores)
-    count = np.maximum(np.isfinite(rank).sum(axis=1, keepdims=True), 1)
-    layer = np.floor((rank - 0.5) / count * layers) + 1
-    return np.where(np.isfinite(layer), np.minimum(layer, layers), 0).astype(np.int64)
+def factor_test(
+    scores: ArrayLike,
+    panel: Panel,
+    rows: ArrayLike,
+    *,
+    layers: int = 10,
+    horizon: int = 10,
+    holding: int = 5,
+    horizons: Sequence[int] = HORIZONS,
+    neutralise: bool = False,
+) -> FactorTest:
+    """Test one factor: `FactorTester` with these settings, and its `FactorTester.test` of `scores`."""
+    settings = {"layers": layers, "horizon": horizon, "holding": holding}
+    return FactorTester(panel, rows, **settings, horizons=horizons, neutralise=neutralise).test(scores)
 
 
 def stderr(series: ArrayLike, lags: int = 0) -> float:
@@ -123,181 +334,48 @@ def stderr(series: ArrayLike, lags: int = 0) -> float:
     return float(np.sqrt(total / (n - 1) / n))
 
 
-def factor_test(
-    scores: ArrayLike,
-    panel: Panel,
-    rows: ArrayLike,
-    *,
-    layers: int = 10,
-    horizon: int = 10,
-    holding: int = 5,
-    neutralise: bool = False,
-) -> FactorTest:
-    """Test one factor. No costs; stocks not buyable at t + 1 are left out (see the module: this looks ahead).
+class _Skipped:
+    """The dates a measure could not be taken on, each with its reason."""
 
-    ICs are taken on every date. Layers are formed on the dates that lie at least `holding` sessions apart,
-    counted from the first, so that holding periods never overlap: all of them, when dates are weekly.
+    def __init__(self, needed: int) -> None:
+        self.needed = needed
+        self.records: list[tuple[np.datetime64, str, str]] = []
 
-    The summary holds, for rank_ic, rank_ic_5 and rank_ic_neutral each: the mean; ``_std`` over dates (ddof
-    1); ``_ir``, mean / std, the ICIR, not annualised; ``_positive``, share of dates above 0; ``_stderr`` of
-    the mean, corrected for labels that overlap (`stderr`). For IC the mean ``ic``. For the top layer,
-    annualised with 252 sessions: ``top_annual_return``, ``top_annual_excess`` over the equal-weight universe
-    (period differences compounded), ``top_tracking_error``, ``top_information_ratio`` = annual excess /
-    tracking error, ``top_max_drawdown`` of the excess, ``top_monthly_win_rate`` (share of calendar months
-    with positive excess), ``top_turnover``, the mean of sum_i abs(w_i - w_i drifted) per rebalance
-    (two-sided: 2 is a full exchange); further ``universe_annual_return``, and the counts ``dates``,
-    ``layer_dates`` and ``stocks`` (mean per date).
+    def add(
+        self,
+        measure: str,
+        dates: NDArray[np.datetime64],
+        bad: NDArray[np.bool_],
+        known: NDArray[np.bool_],
+        stocks: NDArray[np.integer],
+    ) -> None:
+        for d in np.flatnonzero(bad):
+            if not known[d]:
+                reason = "its return ends after the panel does"
+            elif stocks[d] < self.needed:
+                reason = f"{stocks[d]} stocks with a score and a return, {self.needed} needed"
+            else:
+                reason = "scores (or returns) are constant or tied so that a layer is empty"
+            self.records.append((dates[d], measure, reason))
 
-    Args:
-        scores: ``[D, N]``, higher is better; NaN outside the universe of the date.
-        panel: the market.
-        rows: ``[D]`` increasing indices into ``panel.dates``, the evaluation dates.
-        layers: layers by score; published 10.
-        horizon: sessions of the label of ic, rank_ic and rank_ic_neutral; published 10.
-        holding: sessions a layer is held, and the return of ``rank_ic_5``; published 5.
-        neutralise: form layers from scores neutralised to industry and size, as the published test does. Off
-            by default (ours): a layer then is what the score itself would buy.
-
-    Raises:
-        DataError: shapes that do not fit, infinite scores, or a measure that cannot be taken on any date. On
-            single dates a measure that cannot be taken (fewer than 2 x layers stocks, constant scores, a layer
-            left empty by ties, a return beyond the panel's end) is skipped and listed in `FactorTest.skipped`;
-            so is rank_ic_neutral throughout (NaN in the summary) for a panel without float caps.
-        SpecError: fewer than two layers.
-    """
-    x, at = _checked(scores, panel, rows, layers)
-    tomorrow = np.minimum(at + 1, len(panel.dates) - 1)  # beyond the end the return is NaN anyway
-    buyable = panel.traded[tomorrow] & ~panel.limit_up[tomorrow]
-    label = np.where(buyable, forward_returns(panel, horizon, rows=at), np.nan)
-    held = np.where(buyable, forward_returns(panel, holding, rows=at), np.nan)
-    scored = np.where(np.isfinite(label) | np.isfinite(held), x, np.nan)
-    neutral = neutralised(scored, panel.industry[at], panel.float_cap[at])
-
-    name = f"rank_ic_{holding}"
-    pairs = {"rank_ic": (x, label), name: (x, held), "rank_ic_neutral": (neutral, label)}
-    series = {key: rank_ic(*pair) for key, pair in pairs.items()} | {"ic": correlation(x, label)}
-    dates = panel.dates[at]
-    skipped: list[tuple[np.datetime64, str, str]] = []
-    for key, pair in (pairs | {"ic": (x, label)}).items():
-        count = _count(*pair)
-        known = at + 1 + (holding if key == name else horizon) < len(panel.dates)
-        bad = ~known | (count < 2 * layers) | ~np.isfinite(series[key])
-        series[key][bad] = np.nan
-        skipped += [
-            (dates[d], key, _reason(bool(known[d]), int(count[d]), 2 * layers)) for d in np.flatnonzero(bad)
-        ]
-        if bad.all() and key != "rank_ic_neutral":  # a panel may have no float cap
-            raise DataError(f"{key} cannot be taken on any of {len(at)} dates: {skipped[-1][2]}.")
-    ic = pl.DataFrame(
-        {"date": dates, "stocks": _count(x, label)}
-        | {key: series[key] for key in ("ic", "rank_ic", name, "rank_ic_neutral")}
-    ).fill_nan(None)
-
-    summary = {
-        "dates": float(len(at)),
-        "stocks": float(_count(x, label).mean()),
-        "ic": float(np.nanmean(series["ic"])),
-    }
-    spacing = int(np.diff(at).min()) if len(at) > 1 else horizon
-    for key in pairs:
-        sessions = holding if key == name else horizon
-        summary |= _summary(key, series[key], lags=-(-sessions // spacing) - 1)
-
-    apart = _apart(at, holding)
-    known = at[apart] + 1 + holding < len(panel.dates)
-    chosen = (neutral if neutralise else x)[apart]
-    frame, top = _layer_test(chosen, held[apart], dates[apart], known, layers, holding, skipped)
-    return FactorTest(
-        ic=ic,
-        layers=frame,
-        skipped=pl.DataFrame(
+    def frame(self) -> pl.DataFrame:
+        return pl.DataFrame(
             {
-                "date": np.array([d for d, _, _ in skipped], dtype="datetime64[D]"),
-                "measure": [m for _, m, _ in skipped],
-                "reason": [r for _, _, r in skipped],
+                "date": np.array([d for d, _, _ in self.records], dtype="datetime64[D]"),
+                "measure": [m for _, m, _ in self.records],
+                "reason": [r for _, _, r in self.records],
             },
             schema={"date": pl.Date, "measure": pl.String, "reason": pl.String},
-        ),
-        summary=summary | top,
-    )
+        )
 
 
-def _layer_test(
-    scores: NDArray[np.float64],
-    held: NDArray[np.float32],
-    dates: NDArray[np.datetime64],
-    known: NDArray[np.bool_],
-    layers: int,
-    holding: int,
-    skipped: list[tuple[np.datetime64, str, str]],
-) -> tuple[pl.DataFrame, dict[str, float]]:
-    """The layers table and the top layer's figures; dates that cannot be layered are added to `skipped`."""
-    valid = np.isfinite(scores) & np.isfinite(held)
-    count = valid.sum(axis=1)
-    layer = layer_of(np.where(valid, scores, np.nan), layers)
-    cell = (layer + (layers + 1) * np.arange(len(layer))[:, None]).ravel()
-    size = np.bincount(cell, minlength=(layers + 1) * len(layer)).reshape(-1, layers + 1)
-    total = np.bincount(cell, np.where(valid, held, 0.0).ravel(), size.size).reshape(size.shape)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        returns = total / size
-        returns[:, 0] = total.sum(axis=1) / count  # cell 0 held the stocks outside the universe
-    good = known & (count >= 2 * layers) & (size[:, 1:] > 0).all(axis=1)
-    for d in np.flatnonzero(~good):
-        skipped.append((dates[d], "layers", _reason(bool(known[d]), int(count[d]), 2 * layers)))
-    if not good.any():
-        raise DataError(f"layers cannot be formed on any of {len(dates)} dates: {skipped[-1][2]}.")
-    returns, dates = returns[good], dates[good]
-    frame = pl.DataFrame(
-        {
-            "date": np.repeat(dates, layers + 1),
-            "layer": np.tile(np.arange(layers + 1), len(dates)),
-            "ret": returns.ravel(),
-        }
-    )
-    best, universe = returns[:, layers], returns[:, 0]
-    year = performance.SESSIONS_PER_YEAR / holding
-    return frame, {
-        "layer_dates": float(len(dates)),
-        "universe_annual_return": performance.annual_return(universe, year),
-        "top_annual_return": performance.annual_return(best, year),
-        "top_annual_excess": performance.annual_excess(best, universe, year),
-        "top_tracking_error": performance.tracking_error(best, universe, year),
-        "top_information_ratio": performance.information_ratio(best, universe, year),
-        "top_max_drawdown": performance.max_drawdown(best - universe),
-        "top_monthly_win_rate": performance.monthly_win_rate(best, universe, dates),
-        "top_turnover": _turnover(layer[good] == layers, held[good]),
-    }
-
-
-def _turnover(chosen: NDArray[np.bool_], held: NDArray[np.float32]) -> float:
-    """Mean over rebalances of sum_i abs(new weight - old weight drifted with the returns held); NaN for one date."""
-    if len(chosen) < 2:
-        return float("nan")
-    weight = chosen / chosen.sum(axis=1, keepdims=True)
-    drifted = weight * (1 + np.where(chosen, held, 0.0))
-    drifted /= drifted.sum(axis=1, keepdims=True)
-    return float(np.abs(weight[1:] - drifted[:-1]).sum(axis=1).mean())
-
-
-def _checked(
-    scores: ArrayLike, panel: Panel, rows: ArrayLike, layers: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    if layers < 2:
-        raise SpecError(f"layers {layers}: at least 2.")
+def _checked_rows(rows: ArrayLike, dates: int) -> NDArray[np.int64]:
     at = np.asarray(rows)
     if at.ndim != 1 or not len(at) or not np.issubdtype(at.dtype, np.integer):
         raise DataError("rows must be a non-empty list of integer indices into panel.dates.")
-    if np.any(np.diff(at) <= 0) or at[0] < 0 or at[-1] >= len(panel.dates):
-        raise DataError(f"rows must increase strictly and lie within 0..{len(panel.dates) - 1}.")
-    x = np.asarray(scores, dtype=np.float64)
-    if x.shape != (len(at), panel.shape[1]):
-        raise DataError(
-            f"scores are {x.shape}, expected {(len(at), panel.shape[1])} [evaluation dates, stocks]."
-        )
-    if np.isinf(x).any():
-        day = panel.dates[at[np.isinf(x).any(axis=1)][0]]
-        raise DataError(f"scores of {day} are infinite: mark what is outside the universe with NaN.")
-    return x, at.astype(np.int64)
+    if np.any(np.diff(at) <= 0) or at[0] < 0 or at[-1] >= dates:
+        raise DataError(f"rows must increase strictly and lie within 0..{dates - 1}.")
+    return at.astype(np.int64)
 
 
 def _apart(rows: NDArray[np.int64], sessions: int) -> NDArray[np.int64]:
@@ -309,40 +387,7 @@ def _apart(rows: NDArray[np.int64], sessions: int) -> NDArray[np.int64]:
     return np.array(kept)
 
 
-def _summary(key: str, series: NDArray[np.float64], lags: int) -> dict[str, float]:
-    x = series[np.isfinite(series)]
-    if not len(x):
-        return dict.fromkeys(
-            (key, *(f"{key}_{part}" for part in ("std", "ir", "positive", "stderr"))), float("nan")
-        )
-    std = float(x.std(ddof=1)) if len(x) > 1 else float("nan")
-    return {
-        key: float(x.mean()),
-        f"{key}_std": std,
-        f"{key}_ir": float(x.mean() / std) if std > 0 else float("nan"),
-        f"{key}_positive": float((x > 0).mean()),
-        f"{key}_stderr": stderr(x, lags),
-    }
-
-
-def _reason(known: bool, stocks: int, needed: int) -> str:
-    if not known:
-        return "its return ends after the panel does"
-    if stocks < needed:
-        return f"{stocks} stocks with a score and a return, {needed} needed"
-    return "scores (or returns) are constant or tied so that a layer is empty"
-
-
-def _count(x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.int64]:
-    return np.asarray((np.isfinite(x) & np.isfinite(y)).sum(axis=1))
-
-
-def _median(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median per row without NaN, ``[D, 1]``; NaN for an empty row (numpy's would warn)."""
-    ordered = np.sort(x, axis=1)
-    count = np.isfinite(x).sum(axis=1)[:, None]
-    low, high = np.maximum((count - 1) // 2, 0), count // 2
-    return (
-        np.take_along_axis(ordered, low, axis=1)
-        + np.take_along_axis(ordered, np.minimum(high, x.shape[1] - 1), axis=1)
-    ) / 2
+def _mean(values: ArrayLike) -> float:
+    """The mean; NaN of nothing (numpy's would warn)."""
+    x = np.asarray(values, dtype=np.float64)
+    return float(x.mean()) if len(x) else float("nan")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steppe.core.errors import SpecError
 from steppe.quant.panel import FIELDS, Panel
 
-__all__ = ["forward_returns"]
+__all__ = ["forward_returns", "forward_returns_over"]
 
 
 def forward_returns(
@@ -34,20 +37,36 @@ def forward_returns(
     Raises:
         SpecError: horizon < 1, or no such price.
     """
-    if horizon < 1:
-        raise SpecError(f"horizon {horizon}: a return needs at least one session.")
+    return forward_returns_over(panel, (horizon,), rows=rows, price=price)[horizon]
+
+
+def forward_returns_over(
+    panel: Panel, horizons: Iterable[int], *, rows: ArrayLike | None = None, price: str = "vwap"
+) -> dict[int, NDArray[np.float32]]:
+    """`forward_returns` over several horizons from one pass through the prices, by horizon."""
+    wanted = sorted(set(horizons))
+    if not wanted or wanted[0] < 1:
+        raise SpecError(f"horizon {wanted[0] if wanted else None}: a return needs at least one session.")
     if price not in FIELDS[:-1]:
         raise SpecError(f"price {price!r}: one of {', '.join(FIELDS[:-1])}.")
     dates, stocks = panel.shape
     at = np.arange(dates) if rows is None else np.asarray(rows, dtype=np.int64)
-    out = np.full((len(at), stocks), np.nan, dtype=np.float32)
-    known = at + 1 + horizon < dates
-    entry_row = at[known] + 1
-    prices = panel.field(price)
-    entry = prices[entry_row]
-    last = entry.copy()
-    for step in range(1, horizon + 1):
-        now = prices[entry_row + step]
-        np.copyto(last, now, where=np.isfinite(now))
-    out[known] = last / entry - 1
+    out = {horizon: np.full((len(at), stocks), np.nan, dtype=np.float32) for horizon in wanted}
+    known = {horizon: at + 1 + horizon < dates for horizon in wanted}
+    if not known[wanted[0]].any():
+        return out
+    first = int(at.min()) + 1
+    prices = np.array(panel.field(price)[first : int(at.max()) + 2 + wanted[-1]])
+    entry = prices[np.minimum(at + 1 - first, len(prices) - 1)]
+    # the price at t + 1 is known, so the last price known at all is one of the window
+    for before, now in pairwise(prices):
+        np.copyto(now, before, where=np.isnan(now))
+    for horizon in wanted:
+        some = known[horizon]
+        value = prices[at[some] + 1 + horizon - first]
+        value -= entry[
+            some
+        ]  # exact for prices this close: small returns keep all their digits, and their order
+        value /= entry[some]
+        out[horizon][some] = value
     return out
