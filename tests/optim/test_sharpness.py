@@ -44,6 +44,7 @@ from steppe.optim import (
     create,
 )
 from steppe.optim.sharpness.gsam import rho_of_lr
+from steppe.optim.sharpness.vectors import BLOCK, Bucket, Vector
 from steppe.testing import ConformanceError, Rig, check_optimizer
 
 HOMOGENEOUS = [
@@ -562,3 +563,11 @@ def test_check_optimizer_tells_of_an_xfail_that_holds() -> None:
 def test_rig_is_always_the_same() -> None:
     spec = OPTIMIZERS["sgd"]
     assert all(a.equal(b) for a, b in zip(Rig(spec, {}).weights(), Rig(spec, {}).weights(), strict=True))
+
+
+def test_a_norm_counts_every_number_once() -> None:
+    shapes = [(3,), (BLOCK + 5,), (2, BLOCK - 2), (0,), (7, 11), (300, 500), (1,)]
+    xs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    xs[5] = xs[5].t()
+    vector = Vector([Bucket({}, xs, xs, list(range(len(xs))))], [xs])
+    assert vector.norm == pytest.approx(torch.cat([x.reshape(-1) for x in xs]).norm().item(), rel=1e-12)

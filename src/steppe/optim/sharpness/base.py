@@ -238,7 +238,7 @@ class SharpnessAware(Perturbs):
                             self._skip(number)
                             return
                         if first is None:
-                            first = gradient.norm, self._kept(gradient)
+                            first = gradient.norm, gradient.copied() if self.diagnose else None
                         elif self.diagnose and one.perturbed and first[1] is not None:
                             along = cosine(first[1], gradient)
                     try:
@@ -377,10 +377,6 @@ class SharpnessAware(Perturbs):
         return gradient_of(
             self.bucketed(lambda index, param: param.grad is not None and id(param) not in known)
         )
-
-    def _kept(self, gradient: Vector) -> Vector | None:
-        """A copy that the algorithm cannot overwrite, when `diagnose` needs one."""
-        return gradient.like([duplicate(gs) for gs in gradient.tensors]) if self.diagnose else None
 
     def _average_once(self) -> None:
         if not self.module.by_rank or self._last.final or self._stepped:

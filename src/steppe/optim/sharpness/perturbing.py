@@ -72,17 +72,19 @@ class Perturbs(OneWithBase):
     def shift(self, e: Perturbation) -> None:
         """Add e to the weights, inside a `perturbed` block that undoes it."""
         first = not self._is_perturbed
-        new = [
-            (number, bucket)
-            for number, (bucket, length) in enumerate(zip(self._moved, e.lengths, strict=True))
-            if length and self._saved[number] is None
-        ]
-        for number, bucket in new:
-            if self._copies(bucket):
-                self._saved[number] = bucket.copied()
-        if self.restore == "subtract" and any(self._saved[number] is None for number, _ in new):
+        swap, taken_away = set(), False
+        for number, (bucket, length) in enumerate(zip(self._moved, e.lengths, strict=True)):
+            if length and self._saved[number] is None:
+                how = self._restored_by(bucket)
+                if how == "copy":
+                    self._saved[number] = bucket.copied()
+                elif how == "swap":
+                    swap.add(number)
+                else:
+                    taken_away = True
+        if taken_away:
             self._taken_away.append(e)
-        self._add(e, swap={number for number, bucket in new if self._swaps(bucket)})
+        self._add(e, swap=swap)
         self._length = e.norm_if_known if first else math.nan
         half = any(bucket.params[0].dtype in HALF for bucket in self._moved)
         if self.diagnose or (half and not self._rounding_checked):
@@ -147,7 +149,9 @@ class Perturbs(OneWithBase):
         if not moved:
             return [bucket.params for bucket in self._buckets]
         self._moved = moved
-        self._saved = [b.copied() if self._copies(b) else duplicate(b.params) for b in moved]
+        self._saved = [
+            b.copied() if self._restored_by(b) != "subtract" else duplicate(b.params) for b in moved
+        ]
         for bucket, values in zip(moved, perturbed, strict=True):
             torch._foreach_copy_(bucket.params, values)
         return self._saved  # type: ignore[return-value]
@@ -168,14 +172,12 @@ class Perturbs(OneWithBase):
                 torch._foreach_copy_(bucket.params, values)
         self._moved, self._saved, self._taken_away, self._swapped = [], [], [], set()
 
-    def _copies(self, bucket: Bucket) -> bool:
-        # random rounding cannot be taken away
-        return bucket.params[0].dtype in HALF or (self.restore != "subtract" and not self._swaps(bucket))
-
-    def _swaps(self, bucket: Bucket) -> bool:
-        # half precision is rounded where it stands, and shards are views of what their parameter holds
-        plain = bucket.params[0] is bucket.owners[0] and bucket.params[0].dtype not in HALF
-        return self.restore == "swap" and plain
+    def _restored_by(self, bucket: Bucket) -> Literal["copy", "swap", "subtract"]:
+        # random rounding can neither be taken away nor take place elsewhere, and shards belong to their parameter
+        sharded = bucket.params[0] is not bucket.owners[0]
+        if bucket.params[0].dtype in HALF or (sharded and self.restore == "swap"):
+            return "copy"
+        return self.restore
 
     def _add(self, e: Perturbation, sign: int = 1, swap: Container[int] = ()) -> None:
         for number, (bucket, direction, length) in enumerate(

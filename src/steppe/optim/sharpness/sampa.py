@@ -10,7 +10,7 @@ from torch import Tensor
 from steppe.optim.sharpness.ascent import Perturbation, steepest
 from steppe.optim.sharpness.base import Algorithm, Base, Interval, SharpnessAware
 from steppe.optim.sharpness.sharing import local
-from steppe.optim.sharpness.vectors import Vector, duplicate
+from steppe.optim.sharpness.vectors import Vector
 
 __all__ = ["SAMPa"]
 
@@ -70,7 +70,7 @@ class SAMPa(SharpnessAware):
             self.step_base()
             with self.perturbed(steepest(d, self.hyper("rho"))):
                 g = yield
-        ahead = d.like([duplicate(gs) for gs in g.tensors])  # g itself is in .grad
+        ahead = g.copied()  # g itself is in .grad
         self.memory.update(d=_by_index(d), ahead=_by_index(ahead))
 
     def _to_y(self) -> Perturbation:

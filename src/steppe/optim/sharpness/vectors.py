@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,10 +18,19 @@ import torch
 from torch import Tensor, distributed as dist
 from torch._utils import _flatten_dense_tensors
 
-__all__ = ["TINY", "Bucket", "Vector", "combine", "cosine", "difference", "duplicate", "sum_of_directions"]
+__all__ = [
+    "TINY",
+    "Bucket",
+    "Vector",
+    "combine",
+    "cosine",
+    "difference",
+    "duplicate",
+    "sum_of_directions",
+]
 
-SMALL = 16384
-"""Numbers of a tensor up to which a CPU takes less time to copy it to others than to start a norm of its own."""
+BLOCK = 131072
+"""A CPU takes less time to copy small tensors into one of this many numbers than to start a norm for each."""
 TINY = 1e-30
 """A vector that is shorter has no direction."""
 
@@ -110,6 +119,10 @@ class Vector:
         """A vector over the same parameters."""
         return Vector(self.buckets, tensors)
 
+    def copied(self) -> Vector:
+        """A copy, which nobody else overwrites."""
+        return self.like([duplicate(xs) for xs in self.tensors])
+
     @cached_property
     def norms(self) -> list[float]:
         """2-norm of each bucket, accumulated in its own precision; 0 for no tensors.
@@ -194,12 +207,23 @@ def sum_of_directions(x: Vector, y: Vector) -> tuple[Vector, float, float]:
 
 def _norm(xs: list[Tensor], order: float) -> Tensor:
     """The norm of all tensors together."""
-    small = [x for x in xs if x.numel() <= SMALL] if xs[0].device.type == "cpu" else []
-    if len(small) > 1:
-        pieces = [_flatten_dense_tensors(small[start : start + 64]) for start in range(0, len(small), 64)]
-        xs = pieces + [x for x in xs if x.numel() > SMALL] if len(small) < len(xs) else pieces
-    parts = torch._foreach_norm(xs, order)
-    return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), order)
+    if xs[0].device.type == "cpu":
+        pieces = [block[0] if len(block) == 1 else _flatten_dense_tensors(block) for block in _blocks(xs)]
+        norms = [torch.linalg.vector_norm(piece, order) for piece in pieces]
+    else:
+        norms = list(torch._foreach_norm(xs, order))
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), order)
+
+
+def _blocks(xs: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Runs of tensors that hold at most `BLOCK` numbers together, and single ones that are larger."""
+    start = held = 0
+    for stop, x in enumerate(xs):
+        if stop > start and held + x.numel() > BLOCK:
+            yield xs[start:stop]
+            start, held = stop, 0
+        held += x.numel()
+    yield xs[start:]
 
 
 def duplicate(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
