@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any, get_args
 
-__all__ = ["DataError", "SpecError", "SteppeError", "explain_validation", "unknown"]
+__all__ = ["DataError", "SolverError", "SpecError", "SteppeError", "explain_validation", "unknown"]
 
 
 class SteppeError(Exception):
@@ -19,6 +19,10 @@ class DataError(SteppeError, ValueError):
 
 class SpecError(SteppeError, ValueError):
     """A study, optimizer or problem described wrongly: unknown key, bad value, meaningless combination."""
+
+
+class SolverError(SteppeError, RuntimeError):
+    """A numerical solver that did not end with a solution; nothing is returned in its place."""
 
 
 def unknown(kind: str, given: object, known: Iterable[str]) -> str:
