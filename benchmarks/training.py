@@ -16,8 +16,9 @@ from torch import nn
 
 from steppe.core.objective import Objective
 from steppe.optim.registry import OPTIMIZERS, create
-from steppe.quant.factor_model import FactorProblem, Split
+from steppe.quant.factor_model import FactorProblem, Feed
 from steppe.quant.features import cross_section
+from steppe.quant.walk_forward import Split
 
 
 def seconds(call) -> float:
@@ -42,7 +43,9 @@ def main() -> None:
     universe = np.zeros(bars.shape[:2], dtype=bool)
     universe[:, rng.permutation(stocks * 2)[:stocks]] = True
     rows = np.arange(40, 43)
-    problem = FactorProblem(bars, labels, universe, Split(rows, rows, rows), window=30)
+    names = np.array([f"S{n}" for n in range(stocks * 2)])
+    market = Feed(bars, labels, universe, np.arange(dates).astype("datetime64[D]"), names, window=30)
+    problem = FactorProblem(market, Split(rows, rows, rows))
 
     plain, windows, weights = nn.GRU(6, 64, 2), torch.randn(30, stocks, 6), torch.randn(stocks, 64)
 
@@ -63,7 +66,7 @@ def main() -> None:
         optimizers[key].step(Objective(model, problem.loss, problem.batch(41)))
 
     def feed() -> None:
-        cross_section(bars, 41, np.flatnonzero(problem.eligible[41]), 30)
+        cross_section(bars, 41, np.flatnonzero(problem.feed.eligible[41]), 30)
 
     runs = {"nn.GRU alone": gru_alone, "feed": feed} | {key: (lambda key=key: step(key)) for key in keys}
     for call in runs.values():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,19 +8,23 @@ from hypothesis import given, settings, strategies as st
 from steppe.core.errors import DataError
 from steppe.core.objective import Objective
 from steppe.core.seeding import generator
+from steppe.quant.analysis import blend
 from steppe.quant.bars import daily_bars
-from steppe.quant.factor_model import FactorProblem, Split, ic_loss
+from steppe.quant.factor_model import FactorProblem, Feed, ic_loss
 from steppe.quant.labels import forward_returns
-from steppe.quant.stock_factor import StockFactor, blend, universe_mask
+from steppe.quant.stock_factor import StockFactor
+from steppe.quant.universe import universe_mask
+from steppe.quant.walk_forward import Split
 
 SPLIT = Split(np.arange(100, 300, 5), np.arange(320, 400, 5), np.arange(420, 640, 5))
 
 
 @pytest.fixture(scope="module")
 def problem(small_market):
-    universe = universe_mask(small_market, ())
-    labels = forward_returns(small_market, 10)
-    return FactorProblem(daily_bars(small_market), labels, universe, SPLIT, window=10, hidden=4, layers=1)
+    market = small_market
+    bars, labels = daily_bars(market), forward_returns(market, 10)
+    feed = Feed(bars, labels, universe_mask(market), market.dates, market.symbols, window=10)
+    return FactorProblem(feed, SPLIT, hidden=4, layers=1)
 
 
 @settings(deadline=None)
@@ -38,9 +44,8 @@ def test_constant_scores_give_loss_zero_and_finite_gradients():
     assert torch.isfinite(x.grad).all()
 
 
-def test_the_model_has_the_published_size(problem, small_market):
-    universe = universe_mask(small_market, ())
-    published = FactorProblem(problem.bars, problem.labels, universe, SPLIT, window=30).model(generator(0))
+def test_the_model_has_the_published_size(problem):
+    published = FactorProblem(replace(problem.feed, window=30), SPLIT).model(generator(0))
     parameters = sum(p.numel() for p in published.parameters())
     assert parameters == 3 * 64 * (6 + 64 + 2) + 3 * 64 * (64 + 64 + 2) + 65
 
@@ -67,8 +72,8 @@ def test_an_epoch_holds_every_training_date_once_in_the_generators_order(problem
 
 def test_one_batch_is_one_dates_cross_section(problem):
     for date, batch in zip(SPLIT.train, problem.full("train"), strict=True):
-        stocks = np.flatnonzero(problem.eligible[date])
-        labels = problem.labels[date, stocks]
+        stocks = np.flatnonzero(problem.feed.eligible[date])
+        labels = problem.feed.labels[date, stocks]
         assert batch.windows.shape == (10, len(stocks), 6)
         assert np.array_equal(batch.labelled.numpy(), np.flatnonzero(np.isfinite(labels)))
         assert batch.labels.mean().abs() < 1e-5
@@ -77,7 +82,7 @@ def test_one_batch_is_one_dates_cross_section(problem):
 
 def test_scores_cover_the_universe_and_nothing_else(problem):
     scores = problem.outputs(problem.model(generator(0)))["scores"].numpy()
-    assert np.array_equal(np.isfinite(scores), problem.eligible[SPLIT.test])
+    assert np.array_equal(np.isfinite(scores), problem.feed.eligible[SPLIT.test])
 
 
 def test_training_lowers_the_loss(problem):
@@ -102,7 +107,7 @@ def test_too_few_stocks_is_an_error_that_names_the_block(problem, small_market):
     universe = np.zeros(small_market.shape, dtype=bool)
     universe[:, :5] = True
     with pytest.raises(DataError, match="train block needs at least 20 stocks"):
-        FactorProblem(problem.bars, problem.labels, universe, SPLIT, window=10)
+        FactorProblem(replace(problem.feed, universe=universe), SPLIT)
 
 
 def test_the_blend_is_the_mean_of_standardised_scores_where_both_exist():
@@ -122,5 +127,22 @@ def test_the_panels_path_is_not_part_of_the_identity(small_market, tmp_path):
     small_market.save(tmp_path / "one")
     small_market.save(tmp_path / "two")
     one, two = (StockFactor(panel=str(tmp_path / name), **blocks) for name in ("one", "two"))
-    assert one.identity == two.identity
-    assert one.identity["panel"] == small_market.fingerprint
+    for part in ("daily", "weekly"):
+        assert one.parts[part].identity == two.parts[part].identity
+        assert one.parts[part].output_identity == two.parts[part].output_identity
+
+
+def test_drawn_batches_are_a_function_of_the_generator(problem):
+    drawing = FactorProblem(problem.feed, SPLIT, hidden=4, layers=1, batch_stocks=25)
+    one, same, other = (list(drawing.batches(generator(seed))) for seed in (0, 0, 1))
+    assert all(torch.equal(a.windows, b.windows) for a, b in zip(one, same, strict=True))
+    assert not all(torch.equal(a.windows, b.windows) for a, b in zip(one, other, strict=True))
+    assert {batch.windows.shape for batch in one} == {(10, 25, 6)}
+    for batch in one:
+        assert batch.labelled.tolist() == list(range(25))
+        assert batch.windows.mean(dim=1).abs().max() < 1e-4
+    assert drawing.samples == 25 * len(SPLIT.train)
+    # validation and scores take everybody
+    assert (
+        drawing.batch(SPLIT.validation[0]).windows.shape == problem.batch(SPLIT.validation[0]).windows.shape
+    )

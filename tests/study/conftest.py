@@ -35,6 +35,27 @@ weight_decay = 1e-2
 """
 
 
+WALK = """
+[problem.walk_forward]
+first = 2016-11-15
+last = 2017-04-28
+train_months = 8
+validation_months = 3
+test_months = 3
+"""
+
+
+@pytest.fixture(scope="session")
+def walk(tmp_path_factory):
+    """The same study in two blocks, with a fund, for one epoch."""
+    path = tmp_path_factory.mktemp("study") / "walk.toml"
+    lines = [line for line in TINY.splitlines() if not line.startswith(("train =", "validation =", "test ="))]
+    settings = {"epochs = 3": "epochs = 1", "layers = 1": 'layers = 1\nbatch_stocks = 30\nfunds = ["SIM-L"]'}
+    text = "\n".join(settings.get(line, line) for line in lines)
+    path.write_text(text.replace("[problem.simulated]", f"{WALK}\n[problem.simulated]"))
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A study file that runs in a few seconds."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Problem", "StudyProblem"]
+__all__ = ["Analysis", "Problem", "StudyProblem"]
 
 
 class Problem(Protocol):
@@ -17,6 +17,16 @@ class Problem(Protocol):
     @property
     def watch(self) -> tuple[str, int]:
         """(metric, direction): early stopping maximises ``direction * metrics(model, "validation")[metric]``."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """JSON-able: all that a trained model depends on, the data it reads (by digest) included."""
+        ...
+
+    @property
+    def output_identity(self) -> Mapping[str, Any]:
+        """JSON-able: what `outputs` depend on beside the model; where it changes, they are made anew."""
         ...
 
     @property
@@ -49,6 +59,13 @@ class Problem(Protocol):
         ...
 
 
+class Analysis(NamedTuple):
+    """Result tables (polars) by name, and JSON-able facts for the report beside those of `StudyProblem.describe`."""
+
+    tables: Mapping[str, Any]
+    facts: Mapping[str, Any] = {}
+
+
 class StudyProblem(Protocol):
     """What a study trains: one or more parts, and an analysis over the outputs of all trials."""
 
@@ -57,17 +74,10 @@ class StudyProblem(Protocol):
         """The separately trained parts by name."""
         ...
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """JSON-able: all that a trial's result depends on, data included (by fingerprint)."""
-        ...
-
     def describe(self) -> Mapping[str, Any]:
         """JSON-able facts of the data for the report."""
         ...
 
-    def analyse(
-        self, outputs: Mapping[tuple[str, int], Mapping[str, Mapping[str, Tensor]]]
-    ) -> Mapping[str, Any]:
-        """Result tables (polars) by name, from ``outputs[optimizer, seed][part]``, a part's `Problem.outputs`."""
+    def analyse(self, outputs: Mapping[tuple[str, int], Mapping[str, Mapping[str, Tensor]]]) -> Analysis:
+        """What the finished trials say, from ``outputs[optimizer, seed][part]``, a part's `Problem.outputs`."""
         ...

@@ -1,29 +1,31 @@
-"""The flagship problem: daily and weekly GRU factors of one market, blended and put through the factor test."""
+"""The flagship problem: daily and weekly GRU factors of one market, blended, tested and made into funds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from steppe.core.errors import DataError, SpecError, explain_validation, unknown
+from steppe.problems.problem import Analysis
+from steppe.quant.analysis import analyse, no_model
 from steppe.quant.bars import daily_bars, rolling_bars
-from steppe.quant.factor_model import FactorProblem, Split
-from steppe.quant.factor_test import factor_test
-from steppe.quant.features import standardise
+from steppe.quant.factor_model import FactorProblem, Feed
+from steppe.quant.gru import Precision, path
 from steppe.quant.labels import forward_returns
-from steppe.quant.panel import Panel
+from steppe.quant.panel import FIELDS, Panel
+from steppe.quant.universe import universe_mask
+from steppe.quant.walk_forward import Split, WalkForward, single_split, walk_forward_splits
 
-__all__ = ["StockFactor", "blend", "make_split"]
+__all__ = ["StockFactor", "StockFactorSpec", "make_splits"]
 
 WEEK = 5
 """Sessions in a weekly bar."""
@@ -38,13 +40,19 @@ class StockFactorSpec(BaseModel):
         panel: ``"simulated"`` or the path of a long table, a folder of them, or a saved panel.
         schema: path of the panel's schema file, where it needs one.
         simulated: arguments of `steppe.quant.sources.simulated.simulated_market`; not read for another panel.
-        train, validation, test: first and last date of each block, both included.
+        train, validation, test: first and last date of each block, both included: a single split.
+        walk_forward: or blocks with retraining, see `steppe.quant.walk_forward.WalkForward`.
         universe: index names; a stock belongs on the dates it is a member of any. Empty: every listed stock.
         horizon: sessions of the label, vwap(t+1+horizon)/vwap(t+1) - 1 (published: 10).
         every: sessions between two dates of a block (published for another table of the same authors: 5).
+        test_every: the same for the test dates alone. Default: `every` for a single split, 5 in a walk-forward.
         daily_window: sessions (published: 30).
         weekly_window: rolling five-session bars (ours: 20).
         hidden, layers: of each GRU (published: 64 and 2).
+        precision: ``fp32``, ``bf16`` (needs a CPU with AMX and steppe-kernels), ``auto`` (bf16 where it is there, else
+            fp32), or ``torch``, nn.GRU itself (`steppe.quant.gru`).
+        funds: names of the indices that a fund follows with every blended score (`steppe.quant.enhancement`).
+        batch_stocks: stocks drawn for a training batch; 0 takes all (`steppe.quant.factor_model.FactorProblem`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,20 +60,46 @@ class StockFactorSpec(BaseModel):
     panel: str = "simulated"
     schema_path: str | None = Field(default=None, alias="schema")
     simulated: dict[str, Any] = Field(default_factory=dict)
-    train: Block
-    validation: Block
-    test: Block
+    train: Block | None = None
+    validation: Block | None = None
+    test: Block | None = None
+    walk_forward: WalkForward | None = None
     universe: tuple[str, ...] = ()
     horizon: int = Field(default=10, ge=1)
     every: int = Field(default=5, ge=1)
+    test_every: int | None = Field(default=None, ge=1)
     daily_window: int = Field(default=30, ge=2)
     weekly_window: int = Field(default=20, ge=2)
     hidden: int = Field(default=64, ge=1)
     layers: int = Field(default=2, ge=1)
+    precision: Precision = "fp32"
+    batch_stocks: int = Field(default=0, ge=0)
+    funds: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way_to_split(self) -> StockFactorSpec:
+        blocks = {"train": self.train, "validation": self.validation, "test": self.test}
+        given = [name for name, block in blocks.items() if block]
+        if self.walk_forward and given:
+            raise ValueError(
+                f"walk_forward makes its own blocks: leave out {', '.join(given)}, or the table walk_forward"
+            )
+        if not self.walk_forward and len(given) < len(blocks):
+            missing = ", ".join(name for name in blocks if name not in given)
+            raise ValueError(f"{missing} missing: give train, validation and test, or the table walk_forward")
+        if 0 < self.batch_stocks < FactorProblem.min_stocks:
+            raise ValueError(
+                f"batch_stocks {self.batch_stocks} is too few for a correlation: at least {FactorProblem.min_stocks}, "
+                "or 0 for all"
+            )
+        return self
 
 
 class StockFactor:
     """The stock-selection problem of a study (`steppe.problems.problem.StudyProblem`); see `StockFactorSpec`.
+
+    Attributes:
+        splits: the blocks by name; ``""`` is the name of a single split.
 
     Raises:
         SpecError: an unknown setting or a bad value.
@@ -78,34 +112,50 @@ class StockFactor:
         except ValidationError as error:
             raise SpecError(explain_validation(error, StockFactorSpec, "[problem]")) from error
         self.panel = _read(self.spec)
-        self.split = make_split(self.panel, self.spec)
+        self.splits = make_splits(self.panel.dates, self.spec)
+        known = {*self.panel.members, *self.panel.weights}
+        for index in self.spec.funds:  # what only the analysis reads must not fail after hours of training
+            if index not in known:
+                raise DataError(f"[problem] funds: {unknown('index', index, known)}")
+
+    @cached_property
+    def rows(self) -> NDArray[np.intp]:
+        """``[D]`` panel rows of the test dates, all blocks together."""
+        return np.concatenate([split.test for split in self.splits.values()])
+
+    @cached_property
+    def feeds(self) -> Mapping[str, Feed]:
+        """What the models of each frequency read, shared by all blocks."""
+        spec, panel = self.spec, self.panel
+        bars = daily_bars(panel)
+        labels = forward_returns(panel, spec.horizon)
+        universe = universe_mask(panel, spec.universe)
+
+        def feed(bars: NDArray[np.float32], window: int, stride: int) -> Feed:
+            return Feed(bars, labels, universe, panel.dates, panel.symbols, window, stride)
+
+        return {
+            "daily": feed(bars, spec.daily_window, 1),
+            "weekly": feed(rolling_bars(bars, WEEK), spec.weekly_window, WEEK),
+        }
 
     @cached_property
     def parts(self) -> Mapping[str, FactorProblem]:
-        """``daily`` and ``weekly``: one GRU each, trained apart."""
+        """One GRU per block and frequency, trained apart: ``daily``, or ``daily-2016-12-30`` for a block."""
         spec = self.spec
-        bars = daily_bars(self.panel)
-        labels = forward_returns(self.panel, spec.horizon)
-        universe = universe_mask(self.panel, spec.universe)
-        size = {"hidden": spec.hidden, "layers": spec.layers}
+        size = {"hidden": spec.hidden, "layers": spec.layers, "batch_stocks": spec.batch_stocks}
         return {
-            "daily": FactorProblem(bars, labels, universe, self.split, window=spec.daily_window, **size),
-            "weekly": FactorProblem(
-                rolling_bars(bars, WEEK),
-                labels,
-                universe,
-                self.split,
-                window=spec.weekly_window,
-                stride=WEEK,
-                **size,
-            ),
+            part_name(frequency, block): FactorProblem(feed, split, **size, precision=spec.precision)
+            for block, split in self.splits.items()
+            for frequency, feed in self.feeds.items()
         }
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """The settings and the panel's fingerprint, not its path."""
-        settings = self.spec.model_dump(mode="json", exclude={"panel", "schema_path", "simulated"})
-        return settings | {"panel": self.panel.fingerprint}
+    def stitched(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Frequency -> ``[D, N]`` scores at `rows`, from the outputs of all parts of one optimizer and seed."""
+        return {
+            frequency: torch.cat([parts[part_name(frequency, block)]["scores"] for block in self.splits])
+            for frequency in self.feeds
+        }
 
     def describe(self) -> Mapping[str, Any]:
         """Facts of the panel for the report."""
@@ -118,90 +168,62 @@ class StockFactor:
             "stocks": stocks,
             "fingerprint": panel.fingerprint,
             "notes": list(panel.notes),
-            "blocks": {
-                block: {
-                    "first": str(panel.dates[rows[0]]),
-                    "last": str(panel.dates[rows[-1]]),
-                    "dates": len(rows),
-                }
-                for block, rows in vars(self.split).items()
-            },
+            "blocks": self._facts(self.splits.values()),
+            "walk_forward": {name: self._facts([split]) for name, split in self.splits.items() if name},
+            "GRU": f"{next(iter(self.parts.values())).precision} on {path(self.spec.precision)}",
             "samples per epoch": {name: part.samples for name, part in self.parts.items()},
         }
 
-    def analyse(
-        self, outputs: Mapping[tuple[str, int], Mapping[str, Mapping[str, Tensor]]]
-    ) -> dict[str, pl.DataFrame]:
-        """The factor test of every part and of the blend: tables ``ic``, ``layers``, ``factor``."""
-        tables: dict[str, list[pl.DataFrame]] = {"ic": [], "layers": [], "factor": []}
-        for (optimizer, seed), parts in outputs.items():
-            scores = {part: output["scores"] for part, output in parts.items()}
-            for part, score in (scores | {"blend": blend(list(scores.values()))}).items():
-                test = factor_test(score.numpy(), self.panel, self.split.test, horizon=self.spec.horizon)
-                key = [
-                    pl.lit(optimizer).alias("optimizer"),
-                    pl.lit(seed).alias("seed"),
-                    pl.lit(part).alias("part"),
-                ]
-                frames = {"ic": test.ic, "layers": test.layers, "factor": pl.DataFrame([test.summary])}
-                for name, frame in frames.items():
-                    tables[name].append(frame.select(*key, pl.all()))
-        return {name: pl.concat(frames) for name, frames in tables.items() if frames}
+    def _facts(self, splits: Iterable[Split]) -> dict[str, dict[str, Any]]:
+        """First, last and number of the dates of train, validation and test, over the given splits together."""
+        facts = {}
+        for block in ("train", "validation", "test"):
+            dates = self.panel.dates[np.unique(np.concatenate([getattr(split, block) for split in splits]))]
+            facts[block] = {"first": str(dates[0]), "last": str(dates[-1]), "dates": len(dates)}
+        return facts
+
+    def analyse(self, outputs: Mapping[tuple[str, int], Mapping[str, Mapping[str, Tensor]]]) -> Analysis:
+        """Factor tests and funds of every score: see `steppe.quant.analysis.analyse`."""
+        scores = {key: self.stitched(parts) for key, parts in outputs.items()}
+        universe = np.logical_and.reduce([feed.eligible[self.rows] for feed in self.feeds.values()])
+        close = self.feeds["daily"].bars[:, :, FIELDS.index("close")]
+        reference = no_model(close, self.rows, universe)
+        return analyse(
+            self.panel, self.rows, scores, reference, horizon=self.spec.horizon, indices=self.spec.funds
+        )
 
 
-def blend(scores: list[Tensor]) -> Tensor:
-    """The equal-weight mean of ``[dates, stocks]`` scores, standardised per date over the stocks all of them score.
-
-    A stock that one of them does not score is NaN.
-    """
-    stacked = torch.stack(scores)
-    common = torch.isfinite(stacked).all(dim=0)
-    blended = torch.full_like(scores[0], torch.nan)
-    for date_row in range(len(blended)):
-        stocks = common[date_row]
-        blended[date_row, stocks] = standardise(stacked[:, date_row, stocks].T).mean(dim=-1)
-    return blended
+def part_name(frequency: str, block: str) -> str:
+    """The name of a part: the frequency's, with the block's where there are several."""
+    return f"{frequency}-{block}" if block else frequency
 
 
-def universe_mask(panel: Panel, indices: tuple[str, ...]) -> NDArray[np.bool_]:
-    """``[T, N]`` bool: traded, not under special treatment, and a member of any of ``indices`` (of none if empty)."""
-    mask = np.asarray(panel.traded) & ~np.asarray(panel.special)
-    if not indices:
-        return mask
-    for name in indices:
-        if name not in panel.members:
-            raise DataError(f"panel {panel.name!r}: {unknown('index', name, panel.members)}")
-    return mask & np.logical_or.reduce([panel.members[name] for name in indices])
-
-
-def make_split(panel: Panel, spec: StockFactorSpec) -> Split:
-    """The rows of each block, every ``spec.every`` sessions, blocks apart and each label known inside its block.
-
-    A label of date t is complete at t + 1 + horizon, so the last ``horizon + 1`` sessions of the train and the
-    validation block are dropped (embargo). The test block keeps all its dates: scores need no label.
-
-    Raises:
-        DataError: blocks overlap, are out of order or not covered by the panel, or the embargo leaves nothing.
-    """
-    blocks = {"train": spec.train, "validation": spec.validation, "test": spec.test}
-    rows: dict[str, NDArray[np.intp]] = {}
-    before: date | None = None
-    for name, (first, last) in blocks.items():
-        if first > last or (before is not None and first <= before):
-            raise DataError(
-                f"the {name} block {first} .. {last} must come after the block before it and not end before it starts."
+def make_splits(dates: NDArray[np.datetime64], spec: StockFactorSpec) -> dict[str, Split]:
+    """The blocks that the settings ask for, by name; one without a name for a single split."""
+    if spec.walk_forward is None:
+        assert spec.train  # all three, as the spec has checked
+        assert spec.validation
+        assert spec.test
+        return {
+            "": single_split(
+                dates,
+                spec.train,
+                spec.validation,
+                spec.test,
+                horizon=spec.horizon,
+                every=spec.every,
+                test_every=spec.test_every,
             )
-        before = last
-        start = int(np.searchsorted(panel.dates, np.datetime64(first)))
-        stop = int(np.searchsorted(panel.dates, np.datetime64(last), side="right"))
-        embargo = 0 if name == "test" else spec.horizon + 1
-        rows[name] = np.arange(start, stop - embargo, spec.every, dtype=np.intp)
-        if len(rows[name]) == 0:
-            raise DataError(
-                f"the {name} block {first} .. {last} has {stop - start} sessions in panel {panel.name!r} "
-                f"({panel.dates[0]} .. {panel.dates[-1]}), and an embargo of {embargo} leaves none."
-            )
-    return Split(**rows)
+        }
+    history = max(spec.daily_window - 1, WEEK * spec.weekly_window - 1)
+    return walk_forward_splits(
+        dates,
+        spec.walk_forward,
+        horizon=spec.horizon,
+        every=spec.every,
+        test_every=spec.test_every or WEEK,
+        history=history,
+    )
 
 
 def _read(spec: StockFactorSpec) -> Panel:

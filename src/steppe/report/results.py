@@ -187,7 +187,8 @@ class Results:
     def block(self) -> float | None:
         """Mean bootstrap block: at least twice the dates that share a label; None without dates."""
         problem = self.spec["problem"]
-        overlap = math.ceil(int(problem.get("horizon", 10)) / int(problem.get("test_every", 5)))
+        every = 5 if "walk_forward" in problem else problem.get("every", 5)
+        overlap = math.ceil(int(problem.get("horizon", 10)) / int(problem.get("test_every", every)))
         dates = self.ic["date"].n_unique() if "date" in self.ic.columns else 0
         return max(default_block(dates), 2.0 * overlap) if dates else None
 

@@ -10,13 +10,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from steppe.study.executors import run_here, run_processes
 from steppe.study.spec import StudySpec, TrialSpec, plan
 from steppe.study.store import Store, TrialRow
-from steppe.study.trial import Task, load_outputs, make_problem
+from steppe.study.trial import Task, load_outputs, make_problem, outputs_file
 
 __all__ = ["Progress", "run_study"]
 
@@ -56,13 +57,15 @@ def run_study(
         trials = plan(spec, problem)
         for trial in trials:
             store.add_trial(
-                trial.id, part=trial.part, optimizer=trial.label, seed=trial.seed, spec=asdict(trial)
+                trial.id, part=trial.part, optimizer=trial.label, seed=trial.seed, spec=_told(trial)
             )
         store.set_plan([trial.id for trial in trials])
         store.write_json("panel_info", dict(problem.describe()))
         store.write_json("environment", _environment())
 
         done = {row.id for row in store.trials() if row.state == "done"}
+        # a model whose test dates have changed is not trained again: its checkpoint has nothing left to do but score
+        done -= {trial.id for trial in trials if not outputs_file(store, trial).exists()}
         # longest first, so that the workers finish together
         todo = sorted((t for t in trials if t.id not in done), key=lambda t: -t.passes)
         tasks = [Task(store.folder, spec.problem, trial) for trial in todo]
@@ -73,13 +76,21 @@ def run_study(
             run_here(tasks, tick)
 
         outputs: dict[tuple[str, int], dict[str, dict[str, Tensor]]] = defaultdict(dict)
-        for row in store.trials():
-            if row.state == "done":
-                outputs[row.optimizer, row.seed][row.part] = load_outputs(store, row.id)
+        done = {row.id for row in store.trials() if row.state == "done"}
+        for trial in trials:
+            if trial.id in done:
+                outputs[trial.label, trial.seed][trial.part] = load_outputs(store, trial)
         whole = {key: parts for key, parts in outputs.items() if len(parts) == len(problem.parts)}
-        for name, table in problem.analyse(whole).items():
+        analysis = problem.analyse(whole)
+        for name, table in analysis.tables.items():
             store.write_table(name, table)
+        store.write_json("panel_info", {**problem.describe(), **analysis.facts})
     return store
+
+
+def _told(trial: TrialSpec) -> dict[str, Any]:
+    """What the ledger keeps of a trial: not the outputs' hash, which may change after it is done."""
+    return {name: value for name, value in asdict(trial).items() if name != "outputs"}
 
 
 def _ticker(

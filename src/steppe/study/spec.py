@@ -20,7 +20,7 @@ from steppe.problems.registry import PROBLEMS
 
 __all__ = ["StudySpec", "TrialSpec", "plan", "read_spec"]
 
-IDENTITY = 2
+IDENTITY = 3
 """Raised when the meaning of a trial changes, so that no stale result is taken for a new one."""
 
 
@@ -114,7 +114,12 @@ def with_defaults(optimizer: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One part of the problem under one optimizer from one seed."""
+    """One part of the problem under one optimizer from one seed.
+
+    Attributes:
+        id: ends in the hash of everything that the trained model depends on.
+        outputs: hash of what its outputs depend on beside the model.
+    """
 
     id: str
     part: str
@@ -123,6 +128,7 @@ class TrialSpec:
     seed: int
     epochs: int
     patience: int
+    outputs: str
 
     @property
     def passes(self) -> float:
@@ -132,35 +138,40 @@ class TrialSpec:
 
 
 def plan(spec: StudySpec, problem: StudyProblem) -> list[TrialSpec]:
-    """All trials of a study. A trial's id ends in the hash of everything its result depends on."""
+    """All trials of a study, each identified by what its own part reads: other parts and later data do not matter."""
 
     def trials() -> Iterator[TrialSpec]:
         for seed in spec.seeds:
-            for part in problem.parts:
+            for part, trained in problem.parts.items():
+                outputs = _digest(trained.output_identity)
                 for label in spec.optimizers:
                     optimizer = spec.optimizer(label)
                     content = {
                         "identity": IDENTITY,
-                        "problem": dict(problem.identity),
+                        "problem": trained.identity,
                         "part": part,
                         "optimizer": optimizer | {"hyper": with_defaults(optimizer)},
                         "seed": seed,
                         "epochs": spec.epochs,
                         "patience": spec.patience,
                     }
-                    text = json.dumps(content, sort_keys=True, default=str)
-                    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
                     yield TrialSpec(
-                        f"{part}-{label}-s{seed}-{digest}",
+                        f"{part}-{label}-s{seed}-{_digest(content)}",
                         part,
                         label,
                         optimizer,
                         seed,
                         spec.epochs,
                         spec.patience,
+                        outputs,
                     )
 
     return list(trials())
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def read_spec(path: str | Path, overrides: Sequence[str] = ()) -> StudySpec:

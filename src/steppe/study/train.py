@@ -18,6 +18,7 @@ from steppe.core.checkpoint import load_tree, save_tree
 from steppe.core.errors import SteppeError
 from steppe.core.objective import Cost, Objective
 from steppe.core.seeding import generator
+from steppe.landscape.trajectory import record
 from steppe.problems.problem import Problem
 
 __all__ = ["CHECKPOINT", "Epoch", "Trained", "train"]
@@ -63,7 +64,8 @@ def train(
     """Train ``problem`` from ``seed``; stop after ``epochs`` or ``patience`` epochs without a better metric.
 
     Initial weights and batch orders are functions of the seed alone, so they are the same for every optimizer. After
-    each epoch a checkpoint is written to ``folder``; a run that was killed continues there to the same bits.
+    each epoch a checkpoint is written to ``folder``; a run that was killed continues there to the same bits. The weights
+    of every epoch and the initial ones stay there (`steppe.landscape.trajectory.record`).
     ``seconds`` are CPU seconds of this process over batches and optimizer steps, without the validation: what else runs
     on the machine does not count.
 
@@ -85,6 +87,8 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         cost, seconds, done = Cost(**saved["cost"]), saved["seconds"], saved["epoch"]
         best_value, best_epoch, best_state = saved["best_value"], saved["best_epoch"], saved["best"]
+    else:
+        record(folder, 0, model.parameters())
 
     while done < epochs and done - best_epoch < patience:
         number = done + 1
@@ -112,6 +116,7 @@ def train(
         }
         on_epoch(Epoch(number, metrics, Cost(**vars(cost)), seconds))
         done = number
+        record(folder, number, model.parameters())  # before the checkpoint, which says that it is there
         save_tree(
             checkpoint,
             {

@@ -23,9 +23,7 @@ from steppe.study.spec import TrialSpec
 from steppe.study.store import Store
 from steppe.study.train import CHECKPOINT, Epoch, train
 
-__all__ = ["Task", "load_outputs", "make_problem", "run_trial"]
-
-_OUTPUTS = "outputs.safetensors"
+__all__ = ["Task", "load_outputs", "make_problem", "outputs_file", "run_trial"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def _run(task: Task, store: Store) -> None:
         on_epoch=on_epoch,
     )
     save_tree(folder / "weights.safetensors", trained.model.state_dict())
-    save_tree(folder / _OUTPUTS, problem.outputs(trained.model))
+    save_tree(outputs_file(store, trial), problem.outputs(trained.model))
     store.set_state(
         trial.id,
         "done",
@@ -119,7 +117,12 @@ def _run(task: Task, store: Store) -> None:
     )
 
 
-def load_outputs(store: Store, trial: str) -> dict[str, torch.Tensor]:
+def outputs_file(store: Store, trial: TrialSpec) -> Path:
+    """Where a trial's outputs lie. A trial that is done without this file has outputs for other dates or stocks."""
+    return store.trial_folder(trial.id) / f"outputs-{trial.outputs}.safetensors"
+
+
+def load_outputs(store: Store, trial: TrialSpec) -> dict[str, torch.Tensor]:
     """What `Problem.outputs` of a finished trial was."""
-    outputs: dict[str, torch.Tensor] = load_tree(store.trial_folder(trial) / _OUTPUTS)
+    outputs: dict[str, torch.Tensor] = load_tree(outputs_file(store, trial))
     return outputs
