@@ -129,7 +129,7 @@ def _with_blends(trained: Mapping[tuple[str, int], Mapping[str, Tensor]]) -> lis
     found = []
     blends: dict[str, list[Tensor]] = defaultdict(list)
     for (optimizer, seed), parts in trained.items():
-        whole = parts | {BLEND: blend(list(parts.values()))}
+        whole = {**parts, BLEND: blend(list(parts.values()))}
         found += [Scores(optimizer, seed, part, values) for part, values in whole.items()]
         blends[optimizer].append(whole[BLEND])
     averages = {optimizer: blend(own) for optimizer, own in blends.items() if len(own) > 1}
@@ -185,8 +185,19 @@ def _fund_facts(funds: Sequence[Enhanced]) -> dict[str, Any]:
             "active size": f"±{limits.size} standard deviations",
             "two-sided turnover": f"{limits.turnover:.0%} a rebalance",
         },
-        "notes": [_capacity(index, found) for index, found in by_index.items()],
+        "notes": [
+            note
+            for index, found in by_index.items()
+            for note in (_copy(index, found[0]), _capacity(index, found))
+        ],
     }
+
+
+def _copy(index: str, fund: Enhanced) -> str:
+    return (
+        f"The weights of {index} that active weights are against, held without costs, stray from the index by "
+        f"{fund.copy_tracking_error:.1%} a year: a part of every fund's tracking error that no optimizer can see."
+    )
 
 
 def _capacity(index: str, funds: Sequence[Enhanced]) -> str:
