@@ -109,6 +109,11 @@ class GRU(nn.GRU):
     def __init__(self, fields: int, hidden: int, layers: int = 1, *, precision: Precision = "fp32") -> None:
         super().__init__(fields, hidden, layers)
         path(precision)
+        if precision == "bf16" and not self._sized():
+            raise SpecError(
+                f"precision bf16 takes {FEATURES} fields, hidden 16 to 128 in steps of 16 and {LAYERS} layers at most, "
+                f"not {fields}, {hidden} and {layers}: take fp32, where nn.GRU serves"
+            )
         self.precision = precision
         self._spare = _Spare()
 
@@ -134,13 +139,14 @@ class GRU(nn.GRU):
         last: Tensor = _LastState.apply(chosen, self._spare, windows, *parameters)
         return last
 
+    def _sized(self) -> bool:
+        return self.input_size <= FEATURES and self.hidden_size in HIDDEN and self.num_layers <= LAYERS
+
     def _covered(self, windows: Tensor, parameters: list[Tensor]) -> bool:
         return (
             windows.shape[1] > 0
             and windows.dtype == torch.float32
-            and self.input_size <= FEATURES
-            and self.hidden_size in HIDDEN
-            and self.num_layers <= LAYERS
+            and self._sized()
             and not torch._C._are_functorch_transforms_active()
             # subclasses (sharded, fake, dual) have no memory of their own to point to
             and all(
