@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 try:
     from cyclopts import App, Parameter
@@ -17,6 +17,9 @@ except ModuleNotFoundError as missing:  # the base install holds the optimizers 
 
 import steppe
 from steppe.core.errors import DataError, SteppeError
+
+T = TypeVar("T")
+_Several = Annotated[tuple[T, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 
 if TYPE_CHECKING:
     from steppe.study.run import Progress
@@ -81,6 +84,71 @@ def report(folder: Path) -> None:
     """
     from steppe.report import build
 
+    print(build(folder))
+
+
+@app.command
+def landscape(
+    folder: Path,
+    *,
+    optimizers: _Several[str] = (),
+    seeds: _Several[int] = (),
+    part: str | None = None,
+    surfaces: bool = True,
+    measures: _Several[str] = (),
+    measure_on: _Several[str] = ("train",),
+    dates: int = 20,
+    resolution: int = 25,
+    workers: int = 2,
+) -> None:
+    """Look at the landscapes of a study's finished trials, then build its report again and print the path.
+
+    Results that are there already are not computed again.
+
+    Parameters
+    ----------
+    folder
+        The study's folder.
+    optimizers
+        Labels; all if omitted.
+    seeds
+        Surfaces are drawn for the first one, measures taken for all; the study's first if omitted.
+    part
+        Of the problem; the last daily one if omitted.
+    surfaces
+        Whether to draw surfaces in the plane of each trial's training, on train and test dates.
+    measures
+        Flatness measures to take; a moderate selection if omitted.
+    measure_on
+        Splits to take them on: train, validation, test.
+    dates
+        Cross-sections of a split to look at, evenly spaced.
+    resolution
+        Points of a surface along each axis.
+    workers
+        Processes.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from steppe.report import build
+    from steppe.study.landscape import DEFAULT_MEASURES, run_landscape
+    from steppe.study.store import Store
+
+    def show(done: int, total: int, job: str) -> None:
+        print(f"[{done}/{total}] {job or 'done before'}", file=sys.stderr, flush=True)
+
+    run_landscape(
+        Store.open(folder),
+        optimizers=optimizers,
+        seeds=seeds,
+        part=part,
+        surfaces=surfaces,
+        measures=measures or DEFAULT_MEASURES,
+        measure_on=measure_on,
+        dates=dates,
+        resolution=resolution,
+        workers=workers,
+        on_progress=show,
+    )
     print(build(folder))
 
 

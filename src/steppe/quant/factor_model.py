@@ -222,8 +222,9 @@ class FactorProblem:
             yield self._drawn(date, generator) if self.batch_stocks else self.batch(date)
 
     def full(self, split: str) -> Iterator[CrossSection]:
-        """The dates of a split in order."""
-        return (self.batch(date) for date in self._rows(split))
+        """The dates of a split in order; of ``"test"``, those with too few labels (the last ones) are left out."""
+        labelled = self.feed.eligible & np.isfinite(self.feed.labels)
+        return (self.batch(date) for date in self._rows(split) if labelled[date].sum() >= self.min_stocks)
 
     def metrics(self, model: nn.Module, split: str) -> dict[str, float]:
         """``ic`` and ``rank_ic``: means over the dates; ``ir``: mean of the IC over its standard deviation."""

@@ -64,8 +64,8 @@ def train(
     """Train ``problem`` from ``seed``; stop after ``epochs`` or ``patience`` epochs without a better metric.
 
     Initial weights and batch orders are functions of the seed alone, so they are the same for every optimizer. After
-    each epoch a checkpoint is written to ``folder``; a run that was killed continues there to the same bits. The weights
-    of every epoch and the initial ones stay there (`steppe.landscape.trajectory.record`).
+    each epoch a checkpoint is written to ``folder``; a run that was killed continues there to the same bits. Initial
+    weights and those of each epoch stay there too (`steppe.landscape.trajectory.record`).
     ``seconds`` are CPU seconds of this process over batches and optimizer steps, without the validation: what else runs
     on the machine does not count.
 
