@@ -43,7 +43,7 @@ def test_the_fund_of_the_averaged_score_is_shown(funds: Funds) -> None:
 
 def test_without_an_averaged_score_the_seed_is_shown(study: Make) -> None:
     store = study(funds=INDICES, seeds=(3,))
-    for name in ("fund", "fund_daily", "fund_yearly", "fund_rebalances"):
+    for name in ("fund", "fund_daily", "fund_yearly"):
         table = store.table(name)
         store.write_table(
             name, table.filter(pl.col("seed").is_not_null() | (pl.col("optimizer") == NO_MODEL))
@@ -98,10 +98,6 @@ def test_every_difference_has_its_interval(funds: Funds) -> None:
 
 def test_years_come_in_order_and_the_last_one_alone(funds: Funds) -> None:
     assert funds.periods("csi300") == ["2022", LAST]
-
-
-def test_relaxed_limits_are_counted(funds: Funds) -> None:
-    assert funds.relaxed("csi300", "sam")["relaxed"].to_list() == ["turnover"]
 
 
 def test_words(funds: Funds) -> None:

@@ -36,6 +36,7 @@ MEASURES = (
     "excess_calmar",
     "monthly_win_rate",
     "turnover",
+    "relaxed",
 )
 
 
@@ -59,7 +60,6 @@ def _fund_table(funds: Funds, index: str) -> Table:
             | {
                 "excess_low": e.low if e else None,
                 "excess_high": e.high if e else None,
-                "relaxed": funds.relaxed(index, label).height,
             }
             | _difference(c)
         )

@@ -37,14 +37,13 @@ class Funds:
 
     Attributes:
         results: the study they belong to.
-        daily, summary, yearly, rebalances: the tables ``fund_daily``, ``fund``, ``fund_yearly``, ``fund_rebalances``.
+        daily, summary, yearly: the tables ``fund_daily``, ``fund``, ``fund_yearly``.
     """
 
     results: Results
     daily: pl.DataFrame
     summary: pl.DataFrame
     yearly: pl.DataFrame
-    rebalances: pl.DataFrame
 
     @classmethod
     def of(cls, store: Store, results: Results) -> Funds:
@@ -53,7 +52,7 @@ class Funds:
         known = pl.col("optimizer").is_in([*results.optimizers, NO_MODEL])
         own = pl.col("seed").is_null() | pl.col("seed").is_in(results.spec["seeds"])
         empty = pl.DataFrame(schema={"optimizer": pl.String, "seed": pl.Int64, "index": pl.String})
-        tables = ("fund_daily", "fund", "fund_yearly", "fund_rebalances")
+        tables = ("fund_daily", "fund", "fund_yearly")
         return cls(results, *(store.table(n).filter(known, own) if n in names else empty for n in tables))
 
     @property
@@ -118,15 +117,6 @@ class Funds:
             return None
         names = (self.results.baseline, NO_MODEL)
         return compare(base, np.broadcast_to(other, base.shape), names=names, block=self._block(base))
-
-    def relaxed(self, index: str, label: str) -> pl.DataFrame:
-        """The rebalances of the fund that is shown on which a limit had to give way."""
-        rows = self._shown(self.rebalances)
-        if rows.is_empty():
-            return rows
-        return rows.filter(
-            pl.col("index") == index, pl.col("optimizer") == label, pl.col("relaxed").str.len_chars() > 0
-        )
 
     def _block(self, values: Floats) -> float:
         return max(BLOCK, default_block(values.shape[1]))
