@@ -203,10 +203,10 @@ def fund_terms(funds: Funds) -> list[str]:
             "that is locked at its lower one; cash earns nothing."
         )
     if facts.get("limits"):
+        limits = ", ".join(f"{key} {value}" for key, value in facts["limits"].items())
         sentences.append(
-            f"Limits: {', '.join(f'{key} {value}' for key, value in facts['limits'].items())}. Where they cannot all be "
-            "kept they are widened in a stated order, as little as possible, and counted; a suspended stock beyond its own "
-            "limit, which nobody can trade, is not."
+            f"Limits: {limits}. Where they cannot all be kept they are widened in a stated order, as little as "
+            "possible, and counted; a suspended stock beyond its own limit, which nobody can trade, is not counted."
         )
     sentences += facts.get("notes", [])
     return sentences
