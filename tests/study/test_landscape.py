@@ -1,0 +1,182 @@
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+
+from steppe.core.errors import DataError, SpecError
+from steppe.landscape.trajectory import read_trajectory
+from steppe.study import landscape as module
+from steppe.study.landscape import _thinned, point_of_trial, run_landscape
+from steppe.study.run import run_study
+from steppe.study.spec import read_spec
+from steppe.study.store import Store
+
+QUICK = {"measures": ("lambda_max", "adaptive_sam"), "dates": 3, "resolution": 6, "workers": 0}
+
+
+@pytest.fixture(scope="module")
+def store(tiny, tmp_path_factory):
+    return run_study(read_spec(tiny), tmp_path_factory.mktemp("landscape"))
+
+
+@pytest.fixture(scope="module")
+def tables(store):
+    run_landscape(store, **QUICK)
+    return {
+        name: store.table(name)
+        for name in ("landscape_surface", "landscape_path", "landscape_axes", "measures")
+    }
+
+
+def daily(store, optimizer="adamw"):
+    return next(row for row in store.trials() if (row.optimizer, row.part) == (optimizer, "daily"))
+
+
+def test_a_trial_leaves_the_weights_of_every_epoch(store):
+    row = daily(store)
+    way = read_trajectory(store.trial_folder(row.id))
+    assert way.epochs == tuple(range(row.epochs + 1))
+    best = point_of_trial(store, row.id, dates=2).theta
+    assert torch.equal(way.thetas[way.epochs.index(row.best_epoch)], best)
+    other = read_trajectory(store.trial_folder(daily(store, "friendly_sam").id))
+    assert torch.equal(way.thetas[0], other.thetas[0])
+
+
+def test_a_point_is_the_model_on_evenly_spaced_dates(store):
+    row = daily(store)
+    point = point_of_trial(store, row.id, "validation", dates=1000)
+    history = store.history().filter(trial=row.id, epoch=row.best_epoch)
+    assert -point.value() == pytest.approx(history["validation_ic"].item(), abs=1e-6)
+    assert len(point_of_trial(store, row.id, "train", dates=5).batches) == 5
+    with pytest.raises(DataError, match="no finished trial"):
+        point_of_trial(store, "daily-nothing")
+
+
+@pytest.mark.parametrize("many", [1, 4, 7, 8, 9, 100])
+def test_thinning_is_even_and_keeps_all_where_there_are_few(many):
+    kept = _thinned(iter(range(many)), 4)
+    assert len(kept) == min(many, 4)
+    assert kept[0] == 0
+    if many <= 7:
+        assert kept[-1] == many - 1
+    gaps = np.diff(kept)
+    assert len(gaps) == 0 or gaps.max() <= 2 * gaps.min()
+
+
+def test_surfaces_share_their_grid_and_hold_the_trajectories(store, tables):
+    surfaces, path = tables["landscape_surface"], tables["landscape_path"]
+    panels = surfaces.partition_by("optimizer", "split", as_dict=True, maintain_order=True)
+    assert set(panels) == {(o, s) for o in ("adamw", "friendly_sam") for s in ("train", "test")}
+    grids = [panel.select("x", "y") for panel in panels.values()]
+    assert all(grid.equals(grids[0]) for grid in grids)
+    assert surfaces["part"].unique().to_list() == ["daily"]
+    assert len(grids[0]) == 36
+    for axis in ("x", "y"):
+        assert surfaces[axis].min() < path[axis].min() < path[axis].max() < surfaces[axis].max()
+    for row in (daily(store), daily(store, "friendly_sam")):
+        best = path.filter(trial=row.id, epoch=row.best_epoch)
+        assert best.select("x", "y").row(0) == (0, 0)
+    assert tables["landscape_axes"].columns[4:] == [
+        "axis", "explained", "null", "explained_centred", "null_centred",
+    ]  # fmt: skip
+
+
+def test_measures_are_those_of_the_point(store, tables):
+    taken = tables["measures"]
+    assert taken.select("optimizer", "measure").unique().height == 4
+    assert set(taken["split"]) == {"train"}
+    assert taken["note"].dtype == pl.String
+    assert taken["converged"].all()
+    assert (taken["gradient"] > 0).all()
+
+
+def test_what_is_done_is_not_computed_again_and_other_results_are_added(store, tables, monkeypatch):
+    asked = []
+    whole = module.measure
+    monkeypatch.setattr(module, "measure", lambda key, *rest: asked.append(key) or whole(key, *rest))
+    monkeypatch.setattr(module, "surface", None)
+    run_landscape(
+        store, **QUICK | {"measures": ("adaptive_sam", "sam"), "optimizers": ["adamw"], "surfaces": False}
+    )
+    assert asked == ["sam"]
+    assert store.table("landscape_surface").equals(tables["landscape_surface"])
+    assert store.table("measures").height == tables["measures"].height + 1
+    old = store.table("measures").join(tables["measures"], on=["trial", "split", "measure"], how="semi")
+    assert old.sort("trial", "measure").equals(tables["measures"].sort("trial", "measure"))
+
+
+def test_a_killed_run_resumes_to_the_same_tables(store, tables, tmp_path):
+    left_out = shutil.ignore_patterns("landscape", "landscape_*", "measures.parquet")
+    again = Store.open(shutil.copytree(store.folder, tmp_path / "again", ignore=left_out))
+    ended = []
+
+    def stop(done, total, job):
+        ended.append(job)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_landscape(again, **QUICK, on_progress=stop)
+    assert "measures" not in again.tables()
+    run_landscape(again, **QUICK | {"workers": 1}, on_progress=lambda done, total, job: ended.append(job))
+    assert ended.count("") == 2
+    assert len(ended) == 2 + len(set(ended)) - 1  # no job ran twice
+    for name, table in tables.items():
+        assert_frame_equal(again.table(name), table, check_exact=True)
+
+
+def test_a_measure_that_cannot_be_taken_says_why(store, tables, monkeypatch):
+    def refuse(*_):
+        raise DataError("too flat")
+
+    monkeypatch.setattr(module, "measure", refuse)
+    run_landscape(store, **QUICK | {"measures": ("fisher_rao",), "surfaces": False})
+    rows = store.table("measures").filter(measure="fisher_rao")
+    assert rows["value"].is_nan().all()
+    assert set(rows["note"]) == {"too flat"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"optimizers": ["adam"]}, "Did you mean 'adamw'"),
+        ({"seeds": [7]}, "unknown trained seed"),
+        ({"part": "monthly"}, "Known: daily, weekly"),
+        ({"measures": ["lambda"]}, "Did you mean 'lambda_max'"),
+        ({"measures": ["barrier"]}, "needs other"),
+        ({"measure_on": ["tests"]}, "Did you mean 'test'"),
+    ],
+)
+def test_what_is_not_there_is_refused(store, asked, message):
+    with pytest.raises(SpecError, match=message):
+        run_landscape(store, **QUICK | asked)
+
+
+def test_the_command_ends_with_the_report(store, tables):
+    code = "import sys; from steppe.cli import main; sys.argv = ['steppe', *sys.argv[1:]]; main()"
+    given = [
+        "--optimizers",
+        "adamw",
+        "friendly_sam",
+        "--measures",
+        "sam",
+        "--dates",
+        "3",
+        "--resolution",
+        "6",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "landscape", store.folder, *given, "--workers", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(".html")
+    assert "[6/6]" in done.stderr
+    assert Store.open(store.folder).table("landscape_surface").equals(tables["landscape_surface"])
