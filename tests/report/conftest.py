@@ -59,12 +59,13 @@ def make_study(
     tested: bool = True,
     steps: Mapping[str, Mapping[str, float | None]] | None = None,
     funds: Sequence[str] = (),
+    landscapes: str = "",
     **spec: Any,
 ) -> Store:
     """A study folder; trials of ``failed`` (by optimizer) carry its error, those of ``running`` stopped half-way.
 
     ``steps`` changes what an optimizer tells of its steps from `HEALTHY`, by its label or by "part/label"; a None is
-    not told.
+    not told. ``landscapes`` is the part that has surfaces and measures.
     """
     rng = np.random.default_rng(0)
     problem = {
@@ -160,6 +161,8 @@ def make_study(
         _write_tables(store, rng, lifts, seeds, parts, dates, references=bool(funds))
         if funds:
             _write_funds(store, rng, lifts, seeds, funds)
+    if landscapes:
+        _write_landscapes(store, landscapes)
     return store
 
 
@@ -328,6 +331,62 @@ def _write_funds(
             }
         },
     )
+
+
+def _write_landscapes(store: Store, part: str) -> None:
+    """Bowls, steeper the lower an optimizer's lift; surfaces for the first seed. One trace did not converge."""
+    rng = np.random.default_rng(1)
+    lifts = {label: lift for label, (_, _, lift) in OPTIMIZERS.items()}
+    surfaces, paths, axes, measures = [], [], [], []
+    rows = [row for row in store.trials() if row.state == "done" and row.part == part]
+    grid = np.linspace(-3.0, 3.0, 25), np.linspace(-2.0, 2.0, 25)
+    for row in rows:
+        lift = lifts.get(row.optimizer, 0.0)
+        about = {"trial": row.id, "optimizer": row.optimizer, "seed": row.seed, "part": row.part}
+        steep = math.exp(-25 * lift) * rng.uniform(0.98, 1.02)
+        if row.seed == rows[0].seed:
+            y, x = (axis.ravel() for axis in np.meshgrid(grid[1], grid[0], indexing="ij"))
+            for split, base, shift in (("train", -0.15, 0.1), ("test", -0.09 - lift, 0.5)):
+                far = (x - shift) ** 2 / 4 + (y - shift * 0.6) ** 2 + 0.15 * np.sin(2 * x + y)
+                loss = base + 0.03 * steep * far
+                table = pl.DataFrame({"x": x, "y": y, "loss": loss, "computed": [True] * len(x)})
+                key = {**about, "split": split, "dates": 20, "kind": "pca"}
+                surfaces.append(table.select(*(pl.lit(v).alias(k) for k, v in key.items()), pl.all()))
+            epochs = range(row.epochs + 1)
+            for epoch in epochs:
+                left = 1 - epoch / row.best_epoch
+                paths.append({**about, "epoch": epoch, "x": -2.4 * left, "y": 1.1 * math.sin(2.5 * left)})
+            for axis, shares in ((1, (0.95, 0.81, 0.81, 0.61)), (2, (0.03, 0.09, 0.12, 0.15))):
+                names = ("explained", "null", "explained_centred", "null_centred")
+                axes.append({**about, "axis": axis, **dict(zip(names, shares, strict=True))})
+        for split in ("train", "test"):
+            for name, size, stderr in (
+                ("lambda_max", 12.0, math.nan),
+                ("trace", 160.0, 8.0),
+                ("sam", 0.0031, math.nan),
+                ("adaptive_sam", 0.0044, math.nan),
+                ("adaptive_average_case", 0.00092, 0.00001),
+                ("time_dispersion", 0.041, math.nan),
+            ):
+                slow = name == "trace" and row.optimizer == "gam" and row.seed == 0
+                measures.append(
+                    {
+                        **about,
+                        "split": split,
+                        "dates": 20,
+                        "measure": name,
+                        "value": size * steep * float(rng.uniform(0.97, 1.03)),
+                        "stderr": stderr,
+                        "converged": not slow,
+                        "note": "200 probes did not reach the standard error" if slow else "",
+                        "forward": 0.0,
+                        "gradient": 40.0,
+                    }
+                )
+    store.write_table("landscape_surface", pl.concat(surfaces))
+    store.write_table("landscape_path", pl.DataFrame(paths))
+    store.write_table("landscape_axes", pl.DataFrame(axes))
+    store.write_table("measures", pl.DataFrame(measures))
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,19 @@ from markupsafe import Markup
 from plotly.offline.offline import get_plotlyjs
 
 from steppe.core.files import write_atomically
-from steppe.report import figures, fund_tables, tables, words
+from steppe.report import (
+    figures,
+    fund_tables,
+    landscape_figures,
+    landscape_tables,
+    landscape_words,
+    tables,
+    words,
+)
 from steppe.report.cells import DASH, Table, chip, flatten
 from steppe.report.figures import COLORS
 from steppe.report.funds import Funds
+from steppe.report.landscapes import Landscapes
 from steppe.report.results import Results
 from steppe.study.store import Store, TrialRow
 
@@ -40,29 +49,34 @@ def build(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
     store = Store.open(folder)
     page = Path(out) if out is not None else store.folder / "report.html"
     results = Results.of(store)
-    funds = Funds.of(store, results)
+    funds, landscapes = Funds.of(store, results), Landscapes.of(store, results)
     made: dict[str, Table] = {
         "leaderboard": tables.leaderboard(results),
         "steps": tables.steps(results),
         "costs": tables.costs(results),
         "factor_years": fund_tables.factor_years(results),
         "differences": fund_tables.differences(results, funds),
+        "explained": landscape_tables.explained(landscapes),
     }
     lists = {
         "factors": tables.factor_tests(results),
         "fund_tables": fund_tables.fund_tables(funds),
         "fund_years": fund_tables.fund_years(funds),
+        "measures": landscape_tables.measures(landscapes),
+        "associations": landscape_tables.associations(landscapes),
     }
     csv_folder = page.with_suffix("")
     csv_folder.mkdir(parents=True, exist_ok=True)
     for table in itertools.chain(made.values(), *lists.values()):
         if table.rows:
             _write(csv_folder / f"{table.name}.csv", table.csv())
-    _write(page, _render(results, funds, {**made, **lists}))
+    _write(page, _render(results, funds, landscapes, {**made, **lists}))
     return page
 
 
-def _render(results: Results, funds: Funds, made: Mapping[str, Table | list[Table]]) -> str:
+def _render(
+    results: Results, funds: Funds, landscapes: Landscapes, made: Mapping[str, Table | list[Table]]
+) -> str:
     environment = Environment(
         loader=PackageLoader("steppe.report"),
         autoescape=True,
@@ -83,6 +97,11 @@ def _render(results: Results, funds: Funds, made: Mapping[str, Table | list[Tabl
         funds=funds,
         fund_words=words.funds(funds),
         fund_terms=words.fund_terms(funds),
+        landscapes=landscapes,
+        flatness_words=landscape_words.judge_flatness(landscapes),
+        flatness_cautions=landscape_words.cautions(landscapes),
+        contours=landscape_figures.contours,
+        contour_scale=landscape_figures.scale,
         decay=figures.decay(results),
         fund_excess=figures.fund_excess(funds),
         doubts=words.doubts(results),
@@ -115,6 +134,9 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     if "stocks" in panel:
         facts.append(("Stocks", str(panel["stocks"])))
     facts.append(("Universe", ", ".join(problem.get("universe", [])) or "every listed stock"))
+    blocks = panel.get("walk_forward")
+    if blocks:
+        facts.append(("Walk-forward", f"{len(blocks)} blocks, each trained on the years before it"))
     for name in ("train", "validation", "test"):
         block = panel.get("blocks", {}).get(name)
         if block:

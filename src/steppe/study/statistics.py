@@ -29,7 +29,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Comparison", "Estimate", "compare", "compare_all", "default_block", "estimate", "holm", "verdict"]
+__all__ = [
+    "Association",
+    "Comparison",
+    "Estimate",
+    "compare",
+    "compare_all",
+    "default_block",
+    "estimate",
+    "holm",
+    "kendall",
+    "verdict",
+]
 
 Floats = NDArray[np.float64]
 
@@ -89,6 +100,31 @@ class Comparison:
     def shown(self) -> bool:
         """Whether the difference can be told from chance, after the correction."""
         return self.p_holm < 1 - self.level
+
+
+@dataclass(frozen=True, slots=True)
+class Association:
+    """Whether two numbers per trial rise together.
+
+    Attributes:
+        tau: Kendall's tau-b; NaN where either number is the same throughout.
+        low, high: percentile bootstrap interval at ``level``, over trials; NaN for fewer than `FEWEST` trials.
+        p: two-sided p-value of no association, from permutations.
+        n: trials with both numbers.
+        level: the nominal coverage.
+    """
+
+    tau: float
+    low: float
+    high: float
+    p: float
+    n: int
+    level: float
+
+
+FEWEST = 5
+"""Trials below which resampling says nothing: even with five the interval of a strong association is too narrow
+(coverage about 0.8; with eight, and wherever the association is moderate, it keeps its 0.95)."""
 
 
 def default_block(n_dates: int) -> float:
@@ -184,6 +220,46 @@ def compare_all(
     ]
 
 
+def kendall(
+    x: ArrayLike, y: ArrayLike, *, level: float = 0.95, draws: int = 2_000, seed: int = 0
+) -> Association:
+    """Kendall's rank correlation tau-b of ``x [trials]`` and ``y [trials]`` (Kendall 1945, ties corrected for).
+
+    Trials that lack a finite number of the two are left out. The trials are taken as independent; those that share a
+    seed or an optimizer are not quite, so that the interval errs on the narrow side.
+
+    Args:
+        draws: of the bootstrap and of the permutations; the smallest p-value is 1 / (draws + 1).
+        seed: of the draws.
+
+    Raises:
+        ValueError: not two series of equal length.
+    """
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"need two series of equal length, got shapes {a.shape} and {b.shape}.")
+    known = np.isfinite(a) & np.isfinite(b)
+    a, b = a[known], b[known]
+    n = len(a)
+    tau = float(_tau(a[None], b[None])[0])
+    if n < FEWEST or math.isnan(tau):
+        return Association(tau, math.nan, math.nan, math.nan, n, level)
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // n**2)
+    again: list[Floats] = []
+    by_chance: list[Floats] = []
+    for first in range(0, draws, rows):
+        count = min(rows, draws - first)
+        resampled = rng.integers(n, size=(count, n))
+        again.append(_tau(a[resampled], b[resampled]))
+        shuffled = rng.permuted(np.broadcast_to(b, (count, n)), axis=1)
+        by_chance.append(_tau(np.broadcast_to(a, (count, n)), shuffled))
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(np.concatenate(again), [tail, 1 - tail])  # a draw of one trial only has no tau
+    beyond = int(np.sum(np.abs(np.concatenate(by_chance)) >= abs(tau) - 1e-12))
+    return Association(tau, float(low), float(high), (beyond + 1) / (draws + 1), n, level)
+
+
 def holm(p: Sequence[float]) -> Floats:
     """Step-down corrected p-values of Holm (1979), in the order given; NaN stays NaN and is not counted."""
     values = np.asarray(p, dtype=np.float64)
@@ -273,3 +349,11 @@ def _seed_errors(means: Floats, draws: int, rng: np.random.Generator) -> Floats:
     deviations = (means - means.mean()) / math.sqrt(n * (n - 1))
     normal: Floats = rng.standard_normal((draws, n)) @ deviations
     return normal / np.sqrt(rng.chisquare(n - 1, draws) / (n - 1))
+
+
+def _tau(x: Floats, y: Floats) -> Floats:
+    """tau-b of each row ``[rows, trials]``; NaN where a row does not vary."""
+    left, right = np.triu_indices(x.shape[1], 1)
+    dx, dy = np.sign(x[:, left] - x[:, right]), np.sign(y[:, left] - y[:, right])
+    scale = np.sqrt((dx * dx).sum(axis=1) * (dy * dy).sum(axis=1))
+    return np.divide((dx * dy).sum(axis=1), scale, out=np.full(len(x), np.nan), where=scale > 0)
