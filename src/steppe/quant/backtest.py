@@ -287,13 +287,9 @@ class _Book:
 
 def _checked(panel: Panel, rows: ArrayLike, end: str | np.datetime64 | None) -> tuple[NDArray[np.intp], int]:
     """The rows as an array, and the number of sessions up to `end`."""
-    at = np.asarray(rows)
-    if at.ndim != 1 or not len(at) or not np.issubdtype(at.dtype, np.integer):
-        raise DataError("rows must be a non-empty list of integer indices into panel.dates.")
-    if np.any(np.diff(at) <= 0) or at[0] < 0 or at[-1] >= len(panel.dates):
-        raise DataError(f"rows must increase strictly and lie within 0..{len(panel.dates) - 1}.")
+    at = panel.rows(rows)
     last = panel.dates[-1] if end is None else np.datetime64(str(end), "D")
-    return at.astype(np.intp), int(np.searchsorted(panel.dates, last, side="right"))
+    return at, int(np.searchsorted(panel.dates, last, side="right"))
 
 
 def _target(panel: Panel, row: int, wanted: NDArray[np.float64]) -> NDArray[np.float64]:

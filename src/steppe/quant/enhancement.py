@@ -302,17 +302,13 @@ def _capacity(
 
 
 def _checked(panel: Panel, scores: ArrayLike, rows: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
-    at = np.asarray(rows)
-    if at.ndim != 1 or not len(at) or not np.issubdtype(at.dtype, np.integer):
-        raise DataError("rows must be a non-empty list of integer indices into panel.dates.")
-    if np.any(np.diff(at) <= 0) or at[0] < 0 or at[-1] >= len(panel.dates):
-        raise DataError(f"rows must increase strictly and lie within 0..{len(panel.dates) - 1}.")
+    at = panel.rows(rows)
     x = np.asarray(scores, dtype=np.float64)
     if x.shape != (len(at), panel.shape[1]):
         raise DataError(f"scores are {x.shape}, expected {(len(at), panel.shape[1])} [dates, stocks].")
     _require(panel, np.all(~np.isinf(x), axis=1), at, "scores are infinite")
     _require(panel, np.any(np.isfinite(x), axis=1), at, "no stock has a score")
-    return x, at.astype(np.int64)
+    return x, at
 
 
 def _last_row(panel: Panel, at: NDArray[np.int64], end: str | np.datetime64 | None) -> int:

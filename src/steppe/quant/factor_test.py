@@ -107,7 +107,7 @@ class FactorTester:
     ) -> None:
         if layers < 2:
             raise SpecError(f"layers {layers}: at least 2.")
-        self.rows = at = _checked_rows(rows, len(panel.dates))
+        self.rows = at = panel.rows(rows)
         self.layers, self.horizon, self.holding, self.neutralise = layers, horizon, holding, neutralise
         self.horizons = tuple(horizons)
         self.dates = np.asarray(panel.dates[at])
@@ -367,15 +367,6 @@ class _Skipped:
             },
             schema={"date": pl.Date, "measure": pl.String, "reason": pl.String},
         )
-
-
-def _checked_rows(rows: ArrayLike, dates: int) -> NDArray[np.int64]:
-    at = np.asarray(rows)
-    if at.ndim != 1 or not len(at) or not np.issubdtype(at.dtype, np.integer):
-        raise DataError("rows must be a non-empty list of integer indices into panel.dates.")
-    if np.any(np.diff(at) <= 0) or at[0] < 0 or at[-1] >= dates:
-        raise DataError(f"rows must increase strictly and lie within 0..{dates - 1}.")
-    return at.astype(np.int64)
 
 
 def _apart(rows: NDArray[np.int64], sessions: int) -> NDArray[np.int64]:

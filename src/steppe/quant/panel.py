@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from steppe.core.errors import DataError
 
@@ -143,6 +143,19 @@ class Panel:
     def shape(self) -> tuple[int, int]:
         """(dates, stocks)."""
         return len(self.dates), len(self.symbols)
+
+    def rows(self, rows: ArrayLike) -> NDArray[np.intp]:
+        """Evaluation dates as ``[D]`` checked indices into `dates`.
+
+        Raises:
+            DataError: they are none, no integers, not strictly increasing, or beyond the panel.
+        """
+        at = np.asarray(rows)
+        if at.ndim != 1 or not len(at) or not np.issubdtype(at.dtype, np.integer):
+            raise DataError("rows must be a non-empty list of integer indices into panel.dates.")
+        if np.any(np.diff(at) <= 0) or at[0] < 0 or at[-1] >= len(self.dates):
+            raise DataError(f"rows must increase strictly and lie within 0..{len(self.dates) - 1}.")
+        return at.astype(np.intp)
 
     def field(self, name: str) -> NDArray[np.float32]:
         """One of the `FIELDS` as a ``[T, N]`` view."""
