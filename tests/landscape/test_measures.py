@@ -167,7 +167,7 @@ def all_signs(monkeypatch):
         assert like.shape == (2, 2)
         return like.new_tensor(next(each)).view(2, 2)
 
-    monkeypatch.setattr("steppe.landscape.measures.relative._signs", signs)
+    monkeypatch.setattr("steppe.landscape.measures.relative.signs", signs)
     return {"stderr": 1e-12, "max_probes": 16}
 
 

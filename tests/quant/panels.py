@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from steppe.quant.panel import Panel
 
@@ -69,3 +70,29 @@ def make_panel(shape: tuple[int, int] = (40, 8), *, seed: int = 0, **overrides: 
             "factor": np.where(on, panel.factor, np.float32(np.nan)),
         } | overrides
     return replace(panel, **overrides)
+
+
+def with_other_future(panel: Panel, row: int, seed: int = 0) -> Panel:
+    """The panel with everything after `row` replaced by noise: values, masks, members, weights, levels."""
+    rng = np.random.default_rng([row, seed])
+
+    def noisy(plane: NDArray[Any]) -> NDArray[Any]:
+        plane = np.array(plane)
+        tail = plane[row + 1 :]
+        if plane.dtype == bool:
+            plane[row + 1 :] = rng.random(tail.shape) < 0.5
+        elif np.issubdtype(plane.dtype, np.integer):
+            plane[row + 1 :] = rng.integers(0, 2, tail.shape)
+        else:
+            plane[row + 1 :] = np.exp(rng.normal(size=tail.shape))
+        return plane
+
+    planes = {f.name: getattr(panel, f.name) for f in fields(panel)}
+    arrays = {k: noisy(v) for k, v in planes.items() if isinstance(v, np.ndarray) and v.ndim == 2}
+    values = noisy(panel.values)
+    arrays["values"] = np.where(arrays["traded"][:, :, None], values, np.nan).astype(np.float32)
+    named = {
+        kind: {name: noisy(plane) for name, plane in getattr(panel, kind).items()}
+        for kind in ("members", "weights", "benchmarks")
+    }
+    return replace(panel, **arrays, **named)

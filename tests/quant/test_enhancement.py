@@ -4,8 +4,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from panels import make_panel
-from test_risk_model import with_other_future
+from panels import make_panel, with_other_future
 
 from steppe.core.errors import DataError
 from steppe.quant import enhancement

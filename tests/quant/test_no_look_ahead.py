@@ -1,11 +1,10 @@
 """What is known at date t uses nothing after t: change the whole future, nothing at t may change."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from panels import with_other_future
 
 from steppe.core.seeding import generator
 from steppe.quant.bars import daily_bars, rolling_bars
@@ -29,27 +28,6 @@ WALK = StockFactorSpec(
     }
 )
 both = pytest.mark.parametrize("spec", [SINGLE, WALK], ids=["single", "walk_forward"])
-
-
-def with_other_future(panel, date, seed):
-    """The panel with every value, mask and membership after row ``date`` replaced by noise."""
-    rng = np.random.default_rng(seed)
-
-    def noisy(plane):
-        plane = np.array(plane)
-        tail = plane[date + 1 :]
-        if plane.dtype == bool:
-            plane[date + 1 :] = rng.random(tail.shape) < 0.5
-        elif np.issubdtype(plane.dtype, np.integer):
-            plane[date + 1 :] = rng.integers(0, 5, tail.shape)
-        else:
-            plane[date + 1 :] = np.exp(rng.normal(size=tail.shape))
-        return plane
-
-    planes = {f.name: getattr(panel, f.name) for f in dataclasses.fields(panel)}
-    arrays = {k: noisy(v) for k, v in planes.items() if isinstance(v, np.ndarray) and v.ndim >= 2}
-    members = {name: noisy(plane) for name, plane in panel.members.items()}
-    return dataclasses.replace(panel, **arrays, members=members)
 
 
 class Unchecked(FactorProblem):

@@ -1,40 +1,14 @@
 """The risk model against planted structure, a plain regression, slow styles, and the future."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from panels import make_panel
+from panels import make_panel, with_other_future
 
 from steppe.core.errors import DataError
 from steppe.quant.risk_model import STYLES, RiskModel
 from steppe.quant.universe import universe_mask
-
-
-def with_other_future(panel, row):
-    """The panel with everything after `row` replaced by noise."""
-    rng = np.random.default_rng(row)
-
-    def noisy(plane):
-        plane = np.array(plane)
-        tail = plane[row + 1 :]
-        if plane.dtype == bool:
-            plane[row + 1 :] = rng.random(tail.shape) < 0.5
-        elif np.issubdtype(plane.dtype, np.integer):
-            plane[row + 1 :] = rng.integers(0, 2, tail.shape)
-        else:
-            plane[row + 1 :] = np.exp(rng.normal(size=tail.shape))
-        return plane
-
-    planes = {f.name: getattr(panel, f.name) for f in fields(panel)}
-    arrays = {k: noisy(v) for k, v in planes.items() if isinstance(v, np.ndarray) and v.ndim == 2}
-    values = noisy(panel.values)
-    arrays["values"] = np.where(arrays["traded"][:, :, None], values, np.nan).astype(np.float32)
-    named = {
-        kind: {name: noisy(plane) for name, plane in getattr(panel, kind).items()}
-        for kind in ("members", "weights", "benchmarks")
-    }
-    return replace(panel, **arrays, **named)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["one_thread", "pool"]
+__all__ = ["end_with_parent", "one_thread", "pool", "single_threaded_children"]
 
 
 @contextmanager
@@ -23,17 +23,25 @@ def pool(
 
     Processes are spawned, never forked: torch's threads do not survive a fork. `initializer` runs once in each.
     """
-    # numerical libraries read these when they load
+    with single_threaded_children():
+        executor = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), _begin, (initializer, initargs)
+        )
+        try:
+            yield executor
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def single_threaded_children() -> Iterator[None]:
+    """Processes that are started inside compute with one thread: numerical libraries read this when they load."""
     inherited = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in inherited}
     os.environ.update(inherited)
-    executor = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _begin, (initializer, initargs)
-    )
     try:
-        yield executor
+        yield
     finally:
-        executor.shutdown(cancel_futures=True)
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
@@ -51,15 +59,20 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _begin(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+def end_with_parent() -> None:
+    """Have this worker process end when the one that started it does, however that ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def end_with_parent() -> None:
+    def watch() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _begin(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     if initializer:
         initializer(*initargs)

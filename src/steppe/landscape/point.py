@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from steppe.core.errors import DataError
 from steppe.core.flat import assign, flatten
 
-__all__ = ["Cost", "Measurement", "Point"]
+__all__ = ["Cost", "Measurement", "Point", "map_tensors", "samples_of"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Point:
         self.dim = sum(p.numel() for p in self.params)
         self.recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
         self._forward = self._gradient = 0.0
-        sizes = [_size(batch) for batch in self.batches]
+        sizes = [samples_of(batch) for batch in self.batches]
         given = sizes if weights is None else [float(w) for w in weights]
         if len(given) != len(sizes) or min(given) < 0 or not 0 < sum(given) < float("inf"):
             raise DataError(f"need {len(sizes)} weights >= 0, one per batch, not all 0; got {given}.")
@@ -229,7 +229,7 @@ class Point:
         batch, half = self.batches[largest], sizes[largest] // 2
         ends = (slice(None, half), slice(half, None))
         if {len(t) if t.dim() else 0 for t in _tensors(batch)} == {sizes[largest]} and half:
-            parts = [_map(batch, operator.itemgetter(rows)) for rows in ends]
+            parts = [map_tensors(batch, operator.itemgetter(rows)) for rows in ends]
             whole, one, two = self._losses([batch, *parts])
             mean = (half * one + (sizes[largest] - half) * two) / sizes[largest]
             if abs(whole - mean) <= 1e-4 * max(abs(one), abs(two), abs(whole)):
@@ -247,7 +247,7 @@ class _Moved:
         self.loader, self.device = loader, device
 
     def __iter__(self) -> Iterator[Any]:
-        return (_map(batch, lambda t: t.to(self.device)) for batch in self.loader)
+        return (map_tensors(batch, lambda t: t.to(self.device)) for batch in self.loader)
 
 
 def _pair_loss(loss_fn: Callable[[Any, Any], Tensor], model: nn.Module, batch: tuple[Any, Any]) -> Tensor:
@@ -255,16 +255,16 @@ def _pair_loss(loss_fn: Callable[[Any, Any], Tensor], model: nn.Module, batch: t
     return loss_fn(model(inputs), target)
 
 
-def _map(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The batch with each of its tensors replaced; anything else in it is kept."""
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
-        return {key: _map(value, function) for key, value in batch.items()}
+        return {key: map_tensors(value, function) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_map(value, function) for value in batch))
+        return type(batch)(*(map_tensors(value, function) for value in batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(_map(value, function) for value in batch)
+        return type(batch)(map_tensors(value, function) for value in batch)
     return batch
 
 
@@ -275,11 +275,11 @@ def _tensors(batch: Any) -> list[Tensor]:
         found.append(tensor)
         return tensor
 
-    _map(batch, see)
+    map_tensors(batch, see)
     return found
 
 
-def _size(batch: Any) -> int:
+def samples_of(batch: Any) -> int:
     """Samples of a batch: the length of its first tensor; 1 where it holds none."""
     first = next(iter(_tensors(batch)), None)
     return len(first) if first is not None and first.dim() else 1

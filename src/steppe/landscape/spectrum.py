@@ -19,7 +19,17 @@ from steppe.core.flat import flatten
 from steppe.landscape.hvp import Operator, hessian
 from steppe.landscape.point import Cost, Measurement, Point
 
-__all__ = ["Density", "Eigen", "density", "fisher_trace", "lambda_max", "lanczos", "trace"]
+__all__ = [
+    "Density",
+    "Eigen",
+    "density",
+    "fisher_trace",
+    "lambda_max",
+    "lanczos",
+    "measured",
+    "signs",
+    "trace",
+]
 
 MIN_PROBES = 10
 
@@ -155,16 +165,16 @@ def trace(
     before, product, theta = point.cost, operator or hessian(point), point.theta
     exact, basis = 0.0, theta.new_zeros(point.dim, 0)
     if method == "hutch++":
-        sketch = [product(_signs(theta, generator)) for _ in range(min(rank, point.dim))]
+        sketch = [product(signs(theta, generator)) for _ in range(min(rank, point.dim))]
         basis = torch.linalg.qr(torch.stack(sketch, dim=1)).Q
         exact = sum(_dot(q, product(q)) for q in basis.T.contiguous())
 
     def probe() -> float:
-        v = _signs(theta, generator)
+        v = signs(theta, generator)
         v = v - basis @ (basis.T @ v)
         return _dot(v, product(v))
 
-    return _measured(point, before, probe, stderr, max_probes, exact)
+    return measured(point, before, probe, stderr, max_probes, exact)
 
 
 def fisher_trace(
@@ -193,13 +203,13 @@ def fisher_trace(
             for share, batch in point.chosen(None):
                 each = losses(point.model, batch)
                 gradient = torch.autograd.grad(
-                    _signs(each, generator) @ each, point.params, materialize_grads=True
+                    signs(each, generator) @ each, point.params, materialize_grads=True
                 )
                 total += share / len(each) * float(flatten(gradient).square().sum())
         point.charge(gradient=1.0)
         return total
 
-    return _measured(point, before, probe, stderr, max_probes)
+    return measured(point, before, probe, stderr, max_probes)
 
 
 def density(
@@ -307,7 +317,7 @@ class _Krylov:
         return vector / vector.norm()
 
 
-def _measured(
+def measured(
     point: Point, before: Cost, probe: Callable[[], float], stderr: float, limit: int, exact: float = 0.0
 ) -> Measurement:
     """`exact` plus the mean of as many probes as bring its standard error to ``stderr |value|``."""
@@ -325,7 +335,7 @@ def _measured(
             return Measurement(value, error, converged, point.cost - before, f"{len(draws)} probes")
 
 
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+def signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """Independent ±1 of the shape, dtype and device of `like`, drawn on the CPU."""
     return (2.0 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from steppe.core.errors import DataError, SpecError, SteppeError
 from steppe.core.files import write_atomically
 from steppe.core.processes import one_thread, pool
-from steppe.landscape.point import Point, _map, _size
+from steppe.landscape.point import Point, map_tensors, samples_of
 
 __all__ = ["Surface", "surface"]
 
@@ -306,10 +306,10 @@ def _chunked(point: Point, size: int, origin: Tensor) -> Point:
     """The point with its batches cut into `size` samples: activations that fit into a cache are faster."""
     batches, weights = [], []
     for share, batch in point.chosen(None):
-        samples = _size(batch)
+        samples = samples_of(batch)
         for first in range(0, samples, size):
             rows = slice(first, first + size)
-            batches.append(_map(batch, operator.itemgetter(rows)))
+            batches.append(map_tensors(batch, operator.itemgetter(rows)))
             weights.append(share * len(range(samples)[rows]) / samples)
     cut = Point(point.model, point.loss, batches, weights=weights)
     whole, parts = point.value(origin), cut.value(origin)

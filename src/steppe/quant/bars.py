@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from steppe.quant.panel import FIELDS, Panel
 
-__all__ = ["daily_bars", "rolling_bars"]
+__all__ = ["carried_closes", "daily_bars", "rolling_bars"]
 
 _OPEN, _HIGH, _LOW, _CLOSE, _VWAP, _VOLUME = range(len(FIELDS))
 
@@ -30,6 +30,13 @@ def daily_bars(panel: Panel) -> NDArray[np.float32]:
     bars[:, :, _VOLUME][filled] = 0.0
     bars[last < 0] = np.nan
     return bars
+
+
+def carried_closes(close: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``[T, N]`` with the last close on dates without one; NaN before the first."""
+    row = np.where(np.isfinite(close), np.arange(len(close), dtype=np.int32)[:, None], np.int32(0))
+    carried: NDArray[np.float32] = np.take_along_axis(close, np.maximum.accumulate(row, axis=0), axis=0)
+    return carried
 
 
 def rolling_bars(bars: NDArray[np.float32], sessions: int) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from steppe.core.errors import DataError
 from steppe.quant.backtest import Backtest, backtest
+from steppe.quant.bars import carried_closes
 from steppe.quant.panel import Panel
 from steppe.quant.performance import (
     SESSIONS_PER_YEAR,
@@ -25,7 +26,6 @@ from steppe.quant.performance import (
 )
 from steppe.quant.portfolio import IndexEnhancement, Limits, Market, Solution
 from steppe.quant.risk_model import RiskModel
-from steppe.quant.sources.indices import carried_closes
 from steppe.quant.universe import index_weights, universe_mask
 
 __all__ = ["Enhanced", "enhance", "index_returns", "member_returns"]

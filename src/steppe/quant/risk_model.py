@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steppe.core.errors import DataError
+from steppe.quant.bars import carried_closes
 from steppe.quant.panel import Panel
 from steppe.quant.performance import SESSIONS_PER_YEAR
 from steppe.quant.portfolio import FactorRisk
-from steppe.quant.sources.indices import carried_closes
 
 __all__ = ["STYLES", "RiskModel"]
 

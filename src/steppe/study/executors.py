@@ -7,14 +7,13 @@ down. Workers are spawned, never forked (torch's threads do not survive a fork),
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from steppe.core.processes import end_with_parent, single_threaded_children
 from steppe.study.store import Store
 from steppe.study.trial import Task, run_trial
 
@@ -52,56 +51,42 @@ def run_processes(tasks: Sequence[Task], workers: int, on_tick: Callable[[], Non
         with suppress(OSError):  # it died already: its end of the pipe will say so
             link.send(task)
 
-    # what a worker inherits: numerical libraries read these when they load
-    inherited = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    before = {name: os.environ.get(name) for name in inherited}
-    os.environ.update(inherited)
-    try:
-        while queue and len(crew) < workers:
-            hire()
-        while crew:
-            for link in wait(list(crew), timeout=_TICK_SECONDS):
-                assert isinstance(link, Connection)
-                process, task = crew.pop(link)
-                try:
-                    link.recv()
-                except (EOFError, OSError):
-                    process.join()
-                    Store.open(task.folder).set_state(
-                        task.trial.id,
-                        "failed",
-                        error=f"its worker process died with exit code {process.exitcode}.",
-                    )
+    with single_threaded_children():
+        try:
+            while queue and len(crew) < workers:
+                hire()
+            while crew:
+                for link in wait(list(crew), timeout=_TICK_SECONDS):
+                    assert isinstance(link, Connection)
+                    process, task = crew.pop(link)
+                    try:
+                        link.recv()
+                    except (EOFError, OSError):
+                        process.join()
+                        Store.open(task.folder).set_state(
+                            task.trial.id,
+                            "failed",
+                            error=f"its worker process died with exit code {process.exitcode}.",
+                        )
+                        if queue:
+                            hire()
+                        continue
                     if queue:
-                        hire()
-                    continue
-                if queue:
-                    task = queue.popleft()
-                    crew[link] = process, task
-                    give(link, task)
-                else:
-                    link.close()
-            on_tick()
-    finally:
-        for link, (process, _) in crew.items():
-            process.terminate()
-            process.join()
-            link.close()
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+                        task = queue.popleft()
+                        crew[link] = process, task
+                        give(link, task)
+                    else:
+                        link.close()
+                on_tick()
+        finally:
+            for link, (process, _) in crew.items():
+                process.terminate()
+                process.join()
+                link.close()
 
 
 def _work(link: Connection) -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     while True:
         try:
             task: Task = link.recv()

@@ -15,7 +15,7 @@ from steppe.landscape.measures.common import (
     scale_of,
 )
 from steppe.landscape.point import Measurement, Point
-from steppe.landscape.spectrum import _measured
+from steppe.landscape.spectrum import measured
 
 __all__ = ["average_case_sharpness", "pac_bayes_flatness"]
 
@@ -57,7 +57,7 @@ def average_case_sharpness(
         noise = scale * normal(theta, generator)
         return (point.value(theta + noise) + point.value(theta - noise)) / 2 - here
 
-    return _measured(point, before, pair, stderr, max_pairs)
+    return measured(point, before, pair, stderr, max_pairs)
 
 
 def pac_bayes_flatness(

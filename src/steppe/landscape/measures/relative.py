@@ -13,7 +13,7 @@ from steppe.core.errors import SpecError, unknown
 from steppe.core.flat import flatten
 from steppe.landscape.hvp import hvp
 from steppe.landscape.point import Measurement, Point
-from steppe.landscape.spectrum import _measured, _signs
+from steppe.landscape.spectrum import measured, signs
 
 __all__ = ["fisher_rao_norm", "relative_flatness"]
 
@@ -55,11 +55,11 @@ def relative_flatness(
 
     def probe() -> float:
         parts = [torch.zeros_like(p) for p in point.params]
-        parts[chosen] = weights @ _signs(inputs, generator)
+        parts[chosen] = weights @ signs(inputs, generator)
         v = flatten(parts)
         return float(v.double() @ hvp(point, v).double())
 
-    return _measured(point, before, probe, stderr, max_probes)
+    return measured(point, before, probe, stderr, max_probes)
 
 
 def fisher_rao_norm(

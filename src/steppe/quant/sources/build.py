@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steppe.quant.bars import carried_closes
 from steppe.quant.panel import FIELDS, Panel
 from steppe.quant.sources.checks import EXAMPLES, Ledger
 from steppe.quant.sources.indices import (
     IndexTables,
-    carried_closes,
     level_series,
     member_planes,
     weight_planes,

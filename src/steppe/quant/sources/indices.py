@@ -16,7 +16,7 @@ from steppe.quant.sources.reading import index_of, side_table
 from steppe.quant.sources.schema import Benchmarks, Members, Schema, Weights
 from steppe.quant.sources.sides import NEVER
 
-__all__ = ["IndexTables", "carried_closes", "level_series", "member_planes", "weight_planes"]
+__all__ = ["IndexTables", "level_series", "member_planes", "weight_planes"]
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,6 @@ def member_planes(
         ledger.add("member_overlap", len(doubled), [f"{index} {symbols[n]}" for n in doubled[:5]])
         planes[str(index)] = depth > 0
     return planes
-
-
-def carried_closes(close: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``[T, N]`` with the last close on dates without one; NaN before the first."""
-    row = np.where(np.isfinite(close), np.arange(len(close), dtype=np.int32)[:, None], np.int32(0))
-    carried: NDArray[np.float32] = np.take_along_axis(close, np.maximum.accumulate(row, axis=0), axis=0)
-    return carried
 
 
 def weight_planes(
