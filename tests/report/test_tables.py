@@ -8,7 +8,8 @@ import pytest
 
 from steppe.report.cells import flatten, number, percent, significant, times
 from steppe.report.figures import Figure
-from steppe.report.results import PERIODS_PER_YEAR, Results, annual
+from steppe.report.results import Results
+from steppe.report.series import PERIODS_PER_YEAR, annual
 from steppe.report.tables import leaderboard
 
 from .conftest import Maker

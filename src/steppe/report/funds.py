@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from steppe.report.results import NO_MODEL, Results, matrix, mean, paired
+from steppe.report.results import NO_MODEL, Results
+from steppe.report.series import Floats, matrix, mean, paired
 from steppe.study.statistics import Comparison, Estimate, compare, default_block, estimate
 from steppe.study.store import Store
 
 __all__ = ["LAST", "Funds"]
-
-Floats = NDArray[np.float64]
 
 SESSIONS_PER_YEAR = 252
 LAST = "last 12 months"

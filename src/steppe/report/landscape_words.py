@@ -129,7 +129,8 @@ def _association(landscapes: Landscapes, part: str) -> list[str]:
                 n = max(link.association.n for link in told)
                 sentences.append(
                     f"Judged by {outcome} across {n} trials, flatter ones generalise {word} by {len(told)} of "
-                    f"{len(among)} measures, more than chance explains. Kendall’s τ: {taus}."
+                    f"{len(among)} measures, more than chance explains if trials count as independent. "
+                    f"Kendall’s τ: {taus}."
                 )
     return sentences
 
@@ -149,8 +150,8 @@ def cautions(landscapes: Landscapes) -> list[str]:
             "share says little by itself."
         )
     sentences.append(
-        "Trials that share an optimizer or a seed are not independent, so intervals of τ are on the narrow side; with "
-        "one seed, τ compares optimizers only."
+        "Trials that share an optimizer or a seed are not independent, so intervals of τ are on the narrow side and "
+        "its p-values too small; with one seed, τ compares optimizers only."
     )
     for part in landscapes.parts:
         for note, where in landscapes.notes(part).items():

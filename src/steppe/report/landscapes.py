@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from steppe.report.results import Results, mean
+from steppe.report.results import Results
+from steppe.report.series import mean
 from steppe.study.statistics import Association, holm, kendall
 from steppe.study.store import Store
 

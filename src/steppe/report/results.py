@@ -11,31 +11,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from steppe.study.statistics import Comparison, Estimate, compare, compare_all, default_block, estimate
+from steppe.report.series import PERIODS_PER_YEAR, Floats, annual, matrix, mean, paired
+from steppe.study.statistics import Comparison, Estimate, compare, default_block, estimate
 from steppe.study.store import Store, TrialRow
 
-__all__ = [
-    "NO_MODEL",
-    "PERIODS_PER_YEAR",
-    "Cost",
-    "Results",
-    "Steps",
-    "annual",
-    "frequency",
-    "matrix",
-    "mean",
-    "paired",
-]
-
-Floats = NDArray[np.float64]
+__all__ = ["NO_MODEL", "Cost", "Results", "Steps", "frequency"]
 
 NO_MODEL = "no_model"
 """Label of the score that no model made: what any training has to beat."""
-
-PERIODS_PER_YEAR = 252 / 5
-"""Holding periods of a layer, five sessions each, in a year of 252 sessions."""
 
 
 @dataclass(frozen=True)
@@ -365,30 +349,6 @@ def frequency(part: str) -> str:
     return part.partition("-")[0]
 
 
-def paired(baseline: str, series: Mapping[str, Floats], block: float | None = None) -> dict[str, Comparison]:
-    """Each label's ``[seeds, dates]`` against the baseline's, on the seeds both have; corrected together."""
-    base, pairs = series.get(baseline), {}
-    for label, other in series.items():
-        if base is None or label == baseline:
-            continue
-        both = np.isfinite(base).any(axis=1) & np.isfinite(other).any(axis=1)
-        if both.any() and np.isfinite(base[both] + other[both]).all(axis=0).any():
-            pairs[label] = (base[both], other[both])
-    return {c.candidate: c for c in compare_all(baseline, pairs, block=block)}
-
-
-def annual(returns: Floats) -> float:
-    """Compounded return per year of a series of holding periods."""
-    total = float(np.prod(1 + returns))
-    return float(max(total, 0.0) ** (PERIODS_PER_YEAR / len(returns)) - 1) if len(returns) else math.nan
-
-
-def mean(values: Sequence[float | None]) -> float:
-    """Mean of the finite values; NaN without any."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
 def _cost(row: TrialRow) -> Floats:
     known = (row.gradient_evaluations, row.forward_evaluations, row.seconds)
     return np.array([math.nan if value is None else value for value in known], dtype=np.float64)
@@ -398,14 +358,3 @@ def _by_layer(rows: pl.DataFrame) -> dict[int, Floats]:
     """Layer, ascending -> its returns by date; 0 is the equal-weight universe."""
     parts = rows.sort("layer", "date").partition_by("layer", as_dict=True)
     return {int(key[0]): part["ret"].to_numpy() for key, part in parts.items()}
-
-
-def matrix(rows: pl.DataFrame, seeds: Sequence[int | None], dates: Sequence[date], metric: str) -> Floats:
-    """``[seeds, dates]`` of a column of rows that have a seed and a date; NaN where there is none."""
-    table = np.full((len(seeds), len(dates)), np.nan)
-    if metric in rows.columns:
-        row_of = {seed: row for row, seed in enumerate(seeds)}
-        column_of = {day: column for column, day in enumerate(dates)}
-        for seed, day, value in rows.select("seed", "date", metric).iter_rows():
-            table[row_of[seed], column_of[day]] = math.nan if value is None else value
-    return table

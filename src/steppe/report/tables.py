@@ -28,7 +28,8 @@ from steppe.report.cells import (
     two_lines,
     whisker,
 )
-from steppe.report.results import Cost, Results, frequency, mean
+from steppe.report.results import Cost, Results, frequency
+from steppe.report.series import mean
 from steppe.study.statistics import Comparison, p_text
 from steppe.study.store import TrialRow
 
