@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 try:
     from cyclopts import App, Parameter
@@ -16,7 +16,7 @@ except ModuleNotFoundError as missing:  # the base install holds the optimizers 
     raise SystemExit("the steppe command needs the lab: pip install 'steppe[lab]'") from missing
 
 import steppe
-from steppe.core.errors import DataError, SteppeError
+from steppe.core.errors import DataError, SpecError, SteppeError, explain_validation
 
 T = TypeVar("T")
 _Several = Annotated[tuple[T, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
@@ -64,7 +64,7 @@ def run(
     spec = read_spec(study, overrides)
     folder = out or Path("runs") / spec.name
     with _progress() as show:
-        store = run_study(spec, folder, show)
+        store = run_study(spec, folder, show, _landscape_progress)
     failed = [row for row in store.trials() if row.state == "failed"]
     for row in failed:
         print(f"failed: {row.id}: {(row.error or '').strip().splitlines()[-1]}", file=sys.stderr)
@@ -97,7 +97,8 @@ def landscape(
     surfaces: bool = True,
     measures: _Several[str] = (),
     measure_on: _Several[str] = ("train",),
-    dates: int = 20,
+    dates: int = 16,
+    stocks: int = 125,
     resolution: int = 25,
     workers: int = 2,
 ) -> None:
@@ -123,32 +124,35 @@ def landscape(
         Splits to take them on: train, validation, test.
     dates
         Cross-sections of a split to look at, evenly spaced.
+    stocks
+        Stocks of each, evenly spaced.
     resolution
         Points of a surface along each axis.
     workers
         Processes.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from pydantic import ValidationError
+
     from steppe.report import build
-    from steppe.study.landscape import DEFAULT_MEASURES, run_landscape
+    from steppe.study.landscape import run_landscape
+    from steppe.study.spec import LandscapeSpec
     from steppe.study.store import Store
 
-    def show(done: int, total: int, job: str) -> None:
-        print(f"[{done}/{total}] {job or 'done before'}", file=sys.stderr, flush=True)
-
-    run_landscape(
-        Store.open(folder),
-        optimizers=optimizers,
-        seeds=seeds,
-        part=part,
-        surfaces=surfaces,
-        measures=measures or DEFAULT_MEASURES,
-        measure_on=measure_on,
-        dates=dates,
-        resolution=resolution,
-        workers=workers,
-        on_progress=show,
-    )
+    given: dict[str, Any] = {"measures": measures} if measures else {}
+    given |= {
+        "optimizers": optimizers,
+        "seeds": seeds,
+        "part": part,
+        "surfaces": surfaces,
+        "measure_on": measure_on,
+    }
+    given |= {"dates": dates, "stocks": stocks, "resolution": resolution}
+    try:
+        wanted = LandscapeSpec.model_validate(given)
+    except ValidationError as error:
+        raise SpecError(explain_validation(error, LandscapeSpec, "steppe landscape")) from error
+    run_landscape(Store.open(folder), wanted, workers=workers, on_progress=_landscape_progress)
     print(build(folder))
 
 
@@ -247,6 +251,10 @@ def import_(
 def _stocks_done(done: int, of: int) -> None:
     if sys.stderr.isatty():
         print(f"\r{done}/{of} stocks", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+
+def _landscape_progress(done: int, total: int, job: str) -> None:
+    print(f"[{done}/{total}] {job or 'done before'}", file=sys.stderr, flush=True)
 
 
 @contextmanager

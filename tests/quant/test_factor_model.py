@@ -80,6 +80,21 @@ def test_one_batch_is_one_dates_cross_section(problem):
         assert batch.labels.std(correction=0) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_sample_is_spread_over_dates_and_stocks(problem):
+    whole = problem.sample("train", 10**6, 10**6)
+    assert len(whole) == len(SPLIT.train)
+    for batch, full in zip(whole, problem.full("train"), strict=True):
+        assert torch.equal(batch.windows, full.windows[:, full.labelled])
+        assert torch.allclose(batch.labels, full.labels, atol=1e-6)
+    few = problem.sample("test", 3, 25)
+    assert [len(batch.labels) for batch in few] == [25, 25, 25]
+    assert all(batch.labels.mean().abs() < 1e-5 for batch in few)
+    first = next(iter(problem.full("test")))
+    assert torch.equal(few[0].windows[:, 0], first.windows[:, first.labelled[0]])
+    assert torch.equal(few[0].windows[:, -1], first.windows[:, first.labelled[-1]])
+    assert torch.isfinite(problem.loss(problem.model(generator(0)), few[1]))
+
+
 def test_scores_cover_the_universe_and_nothing_else(problem):
     scores = problem.outputs(problem.model(generator(0)))["scores"].numpy()
     assert np.array_equal(np.isfinite(scores), problem.feed.eligible[SPLIT.test])

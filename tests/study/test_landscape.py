@@ -2,7 +2,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -11,12 +10,17 @@ from polars.testing import assert_frame_equal
 from steppe.core.errors import DataError, SpecError
 from steppe.landscape.trajectory import read_trajectory
 from steppe.study import landscape as module
-from steppe.study.landscape import _thinned, point_of_trial, run_landscape
+from steppe.study.landscape import point_of_trial, run_landscape
 from steppe.study.run import run_study
-from steppe.study.spec import read_spec
+from steppe.study.spec import LandscapeSpec, read_spec
 from steppe.study.store import Store
 
-QUICK = {"measures": ("lambda_max", "adaptive_sam"), "dates": 3, "resolution": 6, "workers": 0}
+QUICK = {"measures": ("lambda_max", "adaptive_sam"), "dates": 3, "resolution": 6}
+
+
+def look(store, workers=0, on_progress=lambda *_: None, **settings):
+    wanted = LandscapeSpec.model_validate(QUICK | settings)
+    run_landscape(store, wanted, workers=workers, on_progress=on_progress)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,7 @@ def store(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tables(store):
-    run_landscape(store, **QUICK)
+    look(store)
     return {
         name: store.table(name)
         for name in ("landscape_surface", "landscape_path", "landscape_axes", "measures")
@@ -49,23 +53,12 @@ def test_a_trial_leaves_the_weights_of_every_epoch(store):
 
 def test_a_point_is_the_model_on_evenly_spaced_dates(store):
     row = daily(store)
-    point = point_of_trial(store, row.id, "validation", dates=1000)
+    point = point_of_trial(store, row.id, "validation", dates=1000, stocks=1000)
     history = store.history().filter(trial=row.id, epoch=row.best_epoch)
     assert -point.value() == pytest.approx(history["validation_ic"].item(), abs=1e-6)
     assert len(point_of_trial(store, row.id, "train", dates=5).batches) == 5
     with pytest.raises(DataError, match="no finished trial"):
         point_of_trial(store, "daily-nothing")
-
-
-@pytest.mark.parametrize("many", [1, 4, 7, 8, 9, 100])
-def test_thinning_is_even_and_keeps_all_where_there_are_few(many):
-    kept = _thinned(iter(range(many)), 4)
-    assert len(kept) == min(many, 4)
-    assert kept[0] == 0
-    if many <= 7:
-        assert kept[-1] == many - 1
-    gaps = np.diff(kept)
-    assert len(gaps) == 0 or gaps.max() <= 2 * gaps.min()
 
 
 def test_surfaces_share_their_grid_and_hold_the_trajectories(store, tables):
@@ -100,9 +93,7 @@ def test_what_is_done_is_not_computed_again_and_other_results_are_added(store, t
     whole = module.measure
     monkeypatch.setattr(module, "measure", lambda key, *rest: asked.append(key) or whole(key, *rest))
     monkeypatch.setattr(module, "surface", None)
-    run_landscape(
-        store, **QUICK | {"measures": ("adaptive_sam", "sam"), "optimizers": ["adamw"], "surfaces": False}
-    )
+    look(store, measures=("adaptive_sam", "sam"), optimizers=["adamw"], surfaces=False)
     assert asked == ["sam"]
     assert store.table("landscape_surface").equals(tables["landscape_surface"])
     assert store.table("measures").height == tables["measures"].height + 1
@@ -121,9 +112,9 @@ def test_a_killed_run_resumes_to_the_same_tables(store, tables, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_landscape(again, **QUICK, on_progress=stop)
+        look(again, on_progress=stop)
     assert "measures" not in again.tables()
-    run_landscape(again, **QUICK | {"workers": 1}, on_progress=lambda done, total, job: ended.append(job))
+    look(again, workers=1, on_progress=lambda done, total, job: ended.append(job))
     assert ended.count("") == 2
     assert len(ended) == 2 + len(set(ended)) - 1  # no job ran twice
     for name, table in tables.items():
@@ -135,7 +126,7 @@ def test_a_measure_that_cannot_be_taken_says_why(store, tables, monkeypatch):
         raise DataError("too flat")
 
     monkeypatch.setattr(module, "measure", refuse)
-    run_landscape(store, **QUICK | {"measures": ("fisher_rao",), "surfaces": False})
+    look(store, measures=("fisher_rao",), surfaces=False)
     rows = store.table("measures").filter(measure="fisher_rao")
     assert rows["value"].is_nan().all()
     assert set(rows["note"]) == {"too flat"}
@@ -149,12 +140,11 @@ def test_a_measure_that_cannot_be_taken_says_why(store, tables, monkeypatch):
         ({"part": "monthly"}, "Known: daily, weekly"),
         ({"measures": ["lambda"]}, "Did you mean 'lambda_max'"),
         ({"measures": ["barrier"]}, "needs other"),
-        ({"measure_on": ["tests"]}, "Did you mean 'test'"),
     ],
 )
 def test_what_is_not_there_is_refused(store, asked, message):
     with pytest.raises(SpecError, match=message):
-        run_landscape(store, **QUICK | asked)
+        look(store, **asked)
 
 
 def test_the_command_ends_with_the_report(store, tables):
@@ -180,3 +170,23 @@ def test_the_command_ends_with_the_report(store, tables):
     assert done.stdout.strip().endswith(".html")
     assert "[6/6]" in done.stderr
     assert Store.open(store.folder).table("landscape_surface").equals(tables["landscape_surface"])
+
+
+def test_a_study_may_ask_for_its_landscapes(tiny, store, tables, tmp_path):
+    text = f"{tiny.read_text()}\n[landscape]\noptimizers = ['adamw', 'friendly_sam']\n"
+    text += "".join(f"{key} = {list(v) if isinstance(v, tuple) else v}\n" for key, v in QUICK.items())
+    asking = tmp_path / "asking.toml"
+    asking.write_text(text)
+    again = run_study(read_spec(asking), shutil.copytree(store.folder, tmp_path / "again"))
+    assert [row.id for row in again.trials()] == [row.id for row in store.trials()]
+    for name, table in tables.items():  # the store's own have grown by what other tests asked for
+        assert_frame_equal(
+            again.table(name).join(table, on=table.columns, how="semi", nulls_equal=True), table
+        )
+    with pytest.raises(SpecError, match=r"\[landscape\] unknown optimizer 'adam'.*adamw"):
+        read_spec(asking, ["landscape.optimizers=['adam']"])
+    with pytest.raises(SpecError, match="measur"):
+        read_spec(asking, ["landscape.measure=['sam']"])
+    with pytest.raises(SpecError, match="lambda_max"):
+        run_study(read_spec(asking, ["landscape.measures=['lambda']"]), tmp_path / "never")
+    assert not (tmp_path / "never").exists()

@@ -50,6 +50,10 @@ class Problem(Protocol):
         """All batches of ``"train"`` or ``"validation"`` in a fixed order."""
         ...
 
+    def sample(self, split: str, batches: int, samples: int) -> list[Any]:
+        """Part of `full`, or of ``"test"``, to look at again and again: so many batches of so many samples at most."""
+        ...
+
     def metrics(self, model: nn.Module, split: str) -> dict[str, float]:
         """Named scores of the model on ``"train"`` or ``"validation"``."""
         ...
@@ -79,5 +83,8 @@ class StudyProblem(Protocol):
         ...
 
     def analyse(self, outputs: Mapping[tuple[str, int], Mapping[str, Mapping[str, Tensor]]]) -> Analysis:
-        """What the finished trials say, from ``outputs[optimizer, seed][part]``, a part's `Problem.outputs`."""
+        """What the finished trials say, from ``outputs[optimizer, seed][part]``, a part's `Problem.outputs`.
+
+        A part whose trial has failed is not there.
+        """
         ...

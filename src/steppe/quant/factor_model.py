@@ -226,6 +226,16 @@ class FactorProblem:
         labelled = self.feed.eligible & np.isfinite(self.feed.labels)
         return (self.batch(date) for date in self._rows(split) if labelled[date].sum() >= self.min_stocks)
 
+    def sample(self, split: str, dates: int, stocks: int) -> list[CrossSection]:
+        """At most so many dates of `full`, each with at most so many labelled stocks, both evenly spaced.
+
+        Features stay standardised over the date's universe, labels are over the stocks that are kept.
+        """
+        labelled = self.feed.eligible & np.isfinite(self.feed.labels)
+        rows = self._rows(split)
+        rows = rows[labelled[rows].sum(axis=1) >= self.min_stocks]
+        return [self._thinned(self.batch(row), stocks) for row in rows[_spread(len(rows), dates)]]
+
     def metrics(self, model: nn.Module, split: str) -> dict[str, float]:
         """``ic`` and ``rank_ic``: means over the dates; ``ir``: mean of the IC over its standard deviation."""
         rows = self._rows(split)
@@ -268,6 +278,18 @@ class FactorProblem:
         windows = self.feed.windows(date, stocks)
         return CrossSection(windows, labelled, standardise(labels[labelled].unsqueeze(-1)).squeeze(-1))
 
+    def _thinned(self, batch: CrossSection, stocks: int) -> CrossSection:
+        kept = torch.from_numpy(_spread(len(batch.labelled), stocks))
+        labels = standardise(batch.labels[kept].unsqueeze(-1)).squeeze(-1)
+        return CrossSection(
+            batch.windows[:, batch.labelled[kept]].contiguous(), torch.arange(len(kept)), labels
+        )
+
     def _rows(self, split: str) -> NDArray[np.intp]:
         rows: NDArray[np.intp] = getattr(self.split, split)
         return rows
+
+
+def _spread(n: int, most: int) -> NDArray[np.intp]:
+    """At most so many of ``0..n-1``, evenly spaced, both ends included."""
+    return np.linspace(0, n - 1, min(n, most)).round().astype(np.intp)

@@ -183,8 +183,9 @@ class StockFactor:
         return facts
 
     def analyse(self, outputs: Mapping[tuple[str, int], Mapping[str, Mapping[str, Tensor]]]) -> Analysis:
-        """Factor tests and funds of every score: see `steppe.quant.analysis.analyse`."""
-        scores = {key: self.stitched(parts) for key, parts in outputs.items()}
+        """Factor tests and funds of every score of which no part is missing: see `steppe.quant.analysis.analyse`."""
+        whole = {key: parts for key, parts in outputs.items() if len(parts) == len(self.parts)}
+        scores = {key: self.stitched(parts) for key, parts in whole.items()}
         universe = np.logical_and.reduce([feed.eligible[self.rows] for feed in self.feeds.values()])
         close = self.feeds["daily"].bars[:, :, FIELDS.index("close")]
         reference = no_model(close, self.rows, universe)

@@ -34,15 +34,17 @@ from steppe.landscape.measures import MEASURES, measure
 from steppe.landscape.point import Cost, Measurement, Point
 from steppe.landscape.surface import surface
 from steppe.landscape.trajectory import Plane, pca, read_trajectory
+from steppe.study.spec import LandscapeSpec
 from steppe.study.store import Store, TrialRow
 from steppe.study.trial import make_problem
 
-__all__ = ["DEFAULT_MEASURES", "point_of_trial", "run_landscape"]
+__all__ = ["check_measures", "point_of_trial", "run_landscape"]
 
-DEFAULT_MEASURES = ("lambda_max", "trace", "sam", "adaptive_sam", "adaptive_average_case", "time_dispersion")
-"""Curvature, sharpness along the gradient and on average, and across time, at a moderate cost."""
+MODERATE = {"trace": {"max_probes": 60}}
+"""Of measures where a study asks for less than by default: the trace of an indefinite Hessian, whose eigenvalues nearly
+cancel, can take hundreds of products to a standard error of 10 %."""
 
-IDENTITY = 1
+IDENTITY = 2
 """Raised when the meaning of a result changes, so that no stale one is taken for a new one."""
 
 MARGIN = 0.2
@@ -56,15 +58,16 @@ _TABLES = {  # the columns that tell rows of a table apart
 }
 
 
-def point_of_trial(store: Store, trial: str, split: str = "train", dates: int = 20) -> Point:
+def point_of_trial(
+    store: Store, trial: str, split: str = "train", dates: int = 16, stocks: int = 125
+) -> Point:
     """The model of a finished trial with its loss on ``"train"``, ``"validation"`` or ``"test"``.
 
     Args:
         store: of the study; the data are read from where they lay when it ran.
         trial: its id.
         split: the data to look at it with.
-        dates: batches at most, each with the same weight: evenly spaced ones of the split (of a `stock_factor`, the
-            cross-sections of so many dates).
+        dates, stocks: batches, each with the same weight, and samples of each, at most; evenly spaced.
 
     Raises:
         DataError: no such trial, or it is not done.
@@ -75,21 +78,23 @@ def point_of_trial(store: Store, trial: str, split: str = "train", dates: int = 
     problem = make_problem(store.spec["problem"]).parts[row.part]
     model = problem.model(generator(row.seed, "model"))
     model.load_state_dict(load_tree(store.trial_folder(trial) / "weights.safetensors"))
-    batches = _thinned(problem.full(split), dates)
+    batches = problem.sample(split, dates, stocks)
     return Point(model, problem.loss, batches, weights=[1.0] * len(batches))
+
+
+def check_measures(keys: Iterable[str]) -> None:
+    """Raise a `SpecError` for a measure that is unknown or that a study cannot take."""
+    for key in keys:
+        if MEASURES[key].needs:
+            raise SpecError(
+                f"measure {key!r} needs {', '.join(MEASURES[key].needs)}: a study cannot take it."
+            )
 
 
 def run_landscape(
     store: Store,
+    wanted: LandscapeSpec,
     *,
-    optimizers: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-    part: str | None = None,
-    surfaces: bool = True,
-    measures: Sequence[str] = DEFAULT_MEASURES,
-    measure_on: Sequence[str] = ("train",),
-    dates: int = 20,
-    resolution: int = 25,
     workers: int = 2,
     on_progress: Callable[[int, int, str], None] = lambda done, total, job: None,
 ) -> None:
@@ -98,47 +103,36 @@ def run_landscape(
     Surfaces lie in the plane of each trial's own trajectory through its best weights
     (`steppe.landscape.trajectory.pca`), on train and test dates, for the first of the seeds. All show the same range,
     which covers every trajectory, so that they can be compared; another choice of optimizers may change it, and then
-    computes them again.
+    computes them again. They are refined where the loss bends.
 
     Args:
         store: of the study; locked meanwhile.
-        optimizers: labels; default all.
-        seeds: default the first. Measures are taken for all of them.
-        part: of the problem; default the last daily one (the last of all if none is called so).
-        surfaces: whether to compute surfaces, which takes trials whose trajectory was recorded.
-        measures: keys of `steppe.landscape.measures.MEASURES`.
-        measure_on: splits to take them on.
-        dates: see `point_of_trial`.
-        resolution: see `steppe.landscape.surface.surface`; adaptive.
+        wanted: what of which trials.
         workers: processes with one thread each; 0 computes here.
         on_progress: called with the numbers of jobs done and in all, and the last one's name.
 
     Raises:
-        SpecError: an unknown optimizer, seed, part, split or measure.
+        SpecError: an unknown optimizer, seed, part or measure.
         DataError: no trial is done, or one lacks its trajectory.
         SteppeError: a worker died. A measure that cannot be taken does not raise: its row says why.
     """
-    for key in measures:
-        if MEASURES[key].needs:
-            raise SpecError(
-                f"measure {key!r} needs {', '.join(MEASURES[key].needs)}: a study cannot take it."
-            )
-    _require("split", measure_on, ("train", "validation", "test"))
+    check_measures(wanted.measures)
     with store.lock(), one_thread():
-        rows = _chosen(store, optimizers, seeds, part)
-        drawn = [row for row in rows if surfaces and row.seed == rows[0].seed]
+        rows = _chosen(store, wanted.optimizers, wanted.seeds, wanted.part)
+        drawn = [row for row in rows if wanted.surfaces and row.seed == rows[0].seed]
         planes = {row.id: _plane(store, row) for row in drawn}
         spans = _spans([plane.coordinates for _, plane in planes.values()]) if planes else []
+        data = (wanted.dates, wanted.stocks)
         jobs = [
-            _job(store, trial, split, dates, {"resolution": resolution, "spans": spans})
+            _job(store, trial, split, data, {"resolution": wanted.resolution, "spans": spans})
             for trial in planes
             for split in ("train", "test")
         ]
         jobs += [
-            _job(store, row.id, split, dates, {"measure": key})
+            _job(store, row.id, split, data, {"measure": key, **MODERATE.get(key, {})})
             for row in rows
-            for split in measure_on
-            for key in measures
+            for split in wanted.measure_on
+            for key in wanted.measures
         ]
         results = _run_all(jobs, workers, on_progress)
         tables = _tables(rows, planes, jobs, results)
@@ -155,7 +149,7 @@ class _Job:
     folder: Path
     trial: str
     split: str
-    dates: int
+    data: tuple[int, int]
     settings: Mapping[str, Any]
     file: Path
 
@@ -164,15 +158,15 @@ class _Job:
         return f"{self.trial} {self.split} {self.settings.get('measure', 'surface')}"
 
 
-def _job(store: Store, trial: str, split: str, dates: int, settings: Mapping[str, Any]) -> _Job:
-    content = {"identity": IDENTITY, "split": split, "dates": dates, **settings}
+def _job(store: Store, trial: str, split: str, data: tuple[int, int], settings: Mapping[str, Any]) -> _Job:
+    content = {"identity": IDENTITY, "split": split, "data": data, **settings}
     if split == "test":  # the trial's own id says what it was trained on, not what it is tested on
         panel = store.read_json("panel_info", {}).get("fingerprint")
         content |= {"problem": store.spec["problem"], "panel": panel}
     text = json.dumps(content, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     name = f"{settings.get('measure', 'surface')}-{split}-{digest}.safetensors"
-    return _Job(store.folder, trial, split, dates, settings, store.trial_folder(trial) / "landscape" / name)
+    return _Job(store.folder, trial, split, data, settings, store.trial_folder(trial) / "landscape" / name)
 
 
 def _run(job: _Job) -> dict[str, Any]:
@@ -181,11 +175,11 @@ def _run(job: _Job) -> dict[str, Any]:
         found: dict[str, Any] = load_tree(job.file)
         return found
     job.file.parent.mkdir(exist_ok=True)
-    point = _point(job.folder, job.trial, job.split, job.dates)
+    point = _point(job.folder, job.trial, job.split, *job.data)
     if key := job.settings.get("measure"):
         row = _row(Store.open(job.folder), job.trial)
         try:
-            taken = measure(key, point, generator(row.seed, "measure", key))
+            taken = measure(key, point, generator(row.seed, "measure", key), **MODERATE.get(key, {}))
         except SteppeError as error:  # not kept: it may be mended
             return _told(Measurement(math.nan, math.nan, False, Cost(), str(error)))
         save_tree(job.file, _told(taken))
@@ -239,9 +233,9 @@ def _run_all(
 
 
 @functools.lru_cache(maxsize=4)
-def _point(folder: Path, trial: str, split: str, dates: int) -> Point:
+def _point(folder: Path, trial: str, split: str, dates: int, stocks: int) -> Point:
     # jobs of one trial follow each other, and its data take seconds to prepare
-    return point_of_trial(Store.open(folder), trial, split, dates)
+    return point_of_trial(Store.open(folder), trial, split, dates, stocks)
 
 
 def _row(store: Store, trial: str) -> TrialRow:
@@ -297,19 +291,6 @@ def _spans(paths: Sequence[torch.Tensor]) -> list[tuple[float, float]]:
     ]
 
 
-def _thinned(batches: Iterable[Any], most: int) -> list[Any]:
-    """At most so many, evenly spaced; never holds more than twice as many at a time."""
-    kept: list[Any] = []
-    stride = 1
-    for i, batch in enumerate(batches):
-        if i % stride == 0:
-            kept.append(batch)
-            if len(kept) == 2 * most:
-                kept, stride = kept[::2], 2 * stride
-    count = min(most, len(kept))
-    return [kept[round(i * (len(kept) - 1) / max(count - 1, 1))] for i in range(count)]
-
-
 def _tables(
     rows: Sequence[TrialRow],
     planes: Mapping[str, tuple[tuple[int, ...], Plane]],
@@ -322,7 +303,7 @@ def _tables(
     }
     tables: dict[str, list[Any]] = {name: [] for name in _TABLES}
     for job, result in zip(jobs, results, strict=True):
-        of = {**about[job.trial], "split": job.split, "dates": job.dates}
+        of = {**about[job.trial], "split": job.split, "dates": job.data[0], "stocks": job.data[1]}
         if key := job.settings.get("measure"):
             tables["measures"].append(pl.DataFrame({**of, "measure": key} | dict(result)))
             continue

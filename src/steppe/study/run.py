@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from steppe.study.executors import run_here, run_processes
+from steppe.study.landscape import check_measures, run_landscape
 from steppe.study.spec import StudySpec, TrialSpec, plan
 from steppe.study.store import Store, TrialRow
 from steppe.study.trial import Task, load_outputs, make_problem, outputs_file
@@ -39,18 +40,26 @@ class Progress:
 
 
 def run_study(
-    spec: StudySpec, folder: str | Path, on_progress: Callable[[Progress], None] = lambda p: None
+    spec: StudySpec,
+    folder: str | Path,
+    on_progress: Callable[[Progress], None] = lambda p: None,
+    on_landscape: Callable[[int, int, str], None] = lambda done, total, job: None,
 ) -> Store:
-    """Run every trial of ``spec`` that ``folder`` does not hold yet, then the analysis; returns the store.
+    """Run every trial of ``spec`` that ``folder`` does not hold yet, the analysis, and the landscapes that it asks for.
+
+    Returns the store.
 
     Args:
         spec: what to run.
         folder: the study's folder; made if need be. A killed run resumes here to the same bits.
         on_progress: called about once a second while trials run.
+        on_landscape: see `steppe.study.landscape.run_landscape`.
 
     Raises:
         SteppeError: the spec or its data cannot be used. A trial that fails does not raise: it is in the ledger.
     """
+    if spec.landscape:
+        check_measures(spec.landscape.measures)  # before hours of training
     problem = make_problem(spec.problem)
     store = Store.create(folder, spec.resolved())
     with store.lock():
@@ -80,11 +89,12 @@ def run_study(
         for trial in trials:
             if trial.id in done:
                 outputs[trial.label, trial.seed][trial.part] = load_outputs(store, trial)
-        whole = {key: parts for key, parts in outputs.items() if len(parts) == len(problem.parts)}
-        analysis = problem.analyse(whole)
+        analysis = problem.analyse(outputs)
         for name, table in analysis.tables.items():
             store.write_table(name, table)
         store.write_json("panel_info", {**problem.describe(), **analysis.facts})
+    if spec.landscape and done:
+        run_landscape(store, spec.landscape, workers=spec.workers, on_progress=on_landscape)
     return store
 
 

@@ -59,9 +59,13 @@ def train(
     epochs: int,
     patience: int,
     folder: Path,
+    evaluations: int | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Trained:
     """Train ``problem`` from ``seed``; stop after ``epochs`` or ``patience`` epochs without a better metric.
+
+    It also stops with the step that brings the cost to ``evaluations`` (`Cost.evaluations`), whose epoch is then
+    shorter, and after an epoch in which the optimizer says that it has ``finished``.
 
     Initial weights and batch orders are functions of the seed alone, so they are the same for every optimizer. After
     each epoch a checkpoint is written to ``folder``; a run that was killed continues there to the same bits. Initial
@@ -90,7 +94,15 @@ def train(
     else:
         record(folder, 0, model.parameters())
 
-    while done < epochs and done - best_epoch < patience:
+    def spent() -> bool:
+        return evaluations is not None and cost.evaluations >= evaluations
+
+    while (
+        done < epochs
+        and done - best_epoch < patience
+        and not spent()
+        and not getattr(optimizer, "finished", "")
+    ):
         number = done + 1
         started = time.process_time()
         total, batches, steps = torch.zeros(()), 0, _Steps(optimizer, cost)
@@ -99,6 +111,8 @@ def train(
                 # torch annotates the closure's loss as a float; it passes tensors through
                 loss: Any = optimizer.step(cast(Any, Objective(model, problem.loss, batch, cost)))
             total, batches = total + loss, batches + 1
+            if spent():
+                break
         seconds += time.process_time() - started
         validation = problem.metrics(model, "validation")
         value = direction * validation[metric]

@@ -15,6 +15,7 @@ from torch import nn
 
 from steppe.core.checkpoint import load_tree, save_tree
 from steppe.core.errors import SpecError, SteppeError
+from steppe.optim.gradient_free.base import GradientFree
 from steppe.optim.registry import create, optimizer_class
 from steppe.optim.sharpness.base import SharpnessAware
 from steppe.problems.problem import StudyProblem
@@ -70,9 +71,11 @@ def _run(task: Task, store: Store) -> None:
 
     def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
         kind, base, hyper = (trial.optimizer[key] for key in ("kind", "base", "hyper"))
-        if issubclass(optimizer_class(kind), SharpnessAware):
+        if issubclass(cls := optimizer_class(kind), SharpnessAware):
             # the model for clean statistics of its normalisation layers; what is drawn differs between seeds
             hyper = {"model": model, "seed": trial.seed} | hyper
+        elif issubclass(cls, GradientFree):
+            hyper = {"seed": trial.seed} | hyper
         try:
             optimizer = create(kind, model.named_parameters(), base=base, **hyper)
         except TypeError as error:
@@ -101,6 +104,7 @@ def _run(task: Task, store: Store) -> None:
         epochs=trial.epochs,
         patience=trial.patience,
         folder=folder,
+        evaluations=trial.evaluations,
         on_epoch=on_epoch,
     )
     save_tree(folder / "weights.safetensors", trained.model.state_dict())
