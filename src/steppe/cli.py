@@ -156,6 +156,25 @@ def landscape(
     print(build(folder))
 
 
+@app.command
+def figures(folder: Path, *, out: Path | None = None, kind: str = "pdf") -> None:
+    """Write a study's landscapes as files for papers and print their paths.
+
+    Parameters
+    ----------
+    folder
+        The study's folder.
+    out
+        Where the files go; ``FOLDER/figures`` if omitted.
+    kind
+        pdf, svg or png.
+    """
+    from steppe.report.paper import write_figures
+
+    for file in write_figures(folder, out, kind):
+        print(file)
+
+
 @app.command(name="list")
 def list_() -> None:
     """List every optimizer and problem."""

@@ -14,11 +14,13 @@ import plotly.graph_objects as go
 import polars as pl
 import pytest
 
+from steppe.core.errors import DataError, SpecError
 from steppe.report import build
 from steppe.report.landscape_figures import contours, levels, scale
 from steppe.report.landscape_tables import associations, explained, measures
 from steppe.report.landscape_words import cautions, judge_flatness
 from steppe.report.landscapes import MEASURES, Landscapes
+from steppe.report.paper import write_figures
 from steppe.report.results import Results
 from steppe.study.store import Store
 
@@ -200,3 +202,21 @@ def test_measures_without_surfaces_and_surfaces_without_measures(study: Maker) -
 
 def test_a_study_without_landscapes_has_no_such_section(studies: Callable[..., Path], tmp_path: Path) -> None:
     assert 'id="landscapes"' not in build(studies(), tmp_path / "page.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("kind", ["pdf", "svg", "png"])
+def test_figures_for_papers_are_the_same_bytes_again(
+    kind: str, studies: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `figures` is not installed")
+    folder = studies(landscapes="daily")
+    first, again = (write_figures(folder, tmp_path / name, kind) for name in "ab")
+    assert [file.name for file in first] == [file.name for file in again] == [f"landscape-daily-s0.{kind}"]
+    assert first[0].read_bytes() == again[0].read_bytes()
+
+
+def test_figures_of_nothing_say_what_to_run(studies: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="pdf, svg, png"):
+        write_figures(studies(landscapes="daily"), tmp_path, "eps")
+    with pytest.raises(DataError, match="steppe landscape"):
+        write_figures(studies(), tmp_path)
