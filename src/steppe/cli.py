@@ -97,7 +97,7 @@ def landscape(
     surfaces: bool = True,
     measures: _Several[str] = (),
     measure_on: _Several[str] = ("train",),
-    dates: int = 16,
+    dates: int = 12,
     stocks: int = 125,
     resolution: int = 25,
     workers: int = 2,

@@ -40,9 +40,9 @@ from steppe.study.trial import make_problem
 
 __all__ = ["check_measures", "point_of_trial", "run_landscape"]
 
-MODERATE = {"trace": {"max_probes": 60}}
-"""Of measures where a study asks for less than by default: the trace of an indefinite Hessian, whose eigenvalues nearly
-cancel, can take hundreds of products to a standard error of 10 %."""
+MODERATE = {"trace": {"max_probes": 40}, "adaptive_average_case": {"max_pairs": 25}}
+"""Of measures where a study asks for less than by default: means that nearly vanish, such as the trace of an indefinite
+Hessian, can take hundreds of probes to a standard error of 10 %. What was reached is reported."""
 
 IDENTITY = 2
 """Raised when the meaning of a result changes, so that no stale one is taken for a new one."""
@@ -59,7 +59,7 @@ _TABLES = {  # the columns that tell rows of a table apart
 
 
 def point_of_trial(
-    store: Store, trial: str, split: str = "train", dates: int = 16, stocks: int = 125
+    store: Store, trial: str, split: str = "train", dates: int = 12, stocks: int = 125
 ) -> Point:
     """The model of a finished trial with its loss on ``"train"``, ``"validation"`` or ``"test"``.
 
