@@ -42,7 +42,7 @@ def main() -> None:
     point = Point.from_loader(net, nn.MSELoss(), batches)
     x, y = (torch.cat([batch[i] for batch in batches]) for i in (0, 1))
     chunks = list(zip(x.split(args.chunk), y.split(args.chunk), strict=True))
-    axes = random_directions(point, 2, generator(0, "directions"))
+    axes = random_directions(point, generator(0, "directions"))
 
     def grid() -> None:
         surface(point, point.theta, axes, [(-1, 1), (-1, 1)], args.resolution, chunk=args.chunk)
@@ -61,7 +61,8 @@ def main() -> None:
         name = "nn.GRU" if precision == "torch" else path(precision)
         print(
             f"{name:8} {args.resolution} x {args.resolution}, {args.samples} samples in chunks of {args.chunk}: "
-            f"{ours:.1f} CPU-s, plain passes {theirs:.1f}; ratio {statistics.median(ratios):.3f} (median of {args.rounds})",
+            f"{ours:.1f} CPU-s, plain passes {theirs:.1f}; ratio {statistics.median(ratios):.3f}, "
+            f"median of {args.rounds}",
             flush=True,
         )
 
