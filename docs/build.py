@@ -37,7 +37,8 @@ optimizer that brought it. Those that have parts to lend:
 def page() -> str:
     """The page as it should be."""
     sharp = {key: spec for key, spec in OPTIMIZERS.items() if spec.family == "sharpness-aware"}
-    first = {key: spec for key, spec in OPTIMIZERS.items() if key not in sharp}
+    first = {key: spec for key, spec in OPTIMIZERS.items() if spec.family == "first-order"}
+    free = {key: spec for key, spec in OPTIMIZERS.items() if spec.family == "gradient-free"}
     lines = [INTRO, "## Sharpness-aware", "", *costs(sharp), "", COMBINATIONS, *lenders(sharp), ""]
     lines += [
         "## Losses",
@@ -54,6 +55,8 @@ def page() -> str:
         "",
     ]
     lines += [*plain(METHODS), "", "## First-order", "", *plain(first)]
+    if free:
+        lines += ["", "## Gradient-free", "", *plain(free)]
     return "\n".join(lines) + "\n"
 
 
@@ -73,7 +76,8 @@ def plain(specs: Mapping[str, Spec]) -> Iterable[str]:
     yield "| key | class | what it does | gradients per step | paper |"
     yield "|---|---|---|---|---|"
     for key, spec in specs.items():
-        yield f"| `{key}` | `{spec.path.replace(':', '.')}` | {spec.summary} | {spec.evals:g} | {spec.paper} |"
+        name, needs = spec.path.replace(":", "."), f" (needs `{spec.requires}`)" if spec.requires else ""
+        yield f"| `{key}` | `{name}`{needs} | {spec.summary} | {spec.evals:g} | {spec.paper} |"
 
 
 def lenders(specs: Mapping[str, Spec]) -> Iterable[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steppe.optim import ASAM, GAM, GSAM, OPTIMIZERS, SAM, FriendlySAM, SharpnessAware, create
+    from steppe.optim.minimize import minimize
     from steppe.quant.panel import Panel
     from steppe.quant.sources.simulated import simulated_market
     from steppe.quant.sources.table import read_panel
@@ -23,6 +24,7 @@ _HOME = {
         ("ASAM", "GAM", "GSAM", "OPTIMIZERS", "SAM", "FriendlySAM", "SharpnessAware", "create"), "optim"
     ),
     "Panel": "quant.panel",
+    "minimize": "optim.minimize",
     "read_panel": "quant.sources.table",
     "read_spec": "study.spec",
     "run_study": "study.run",
@@ -38,6 +40,7 @@ __all__ = [
     "Panel",
     "SharpnessAware",
     "create",
+    "minimize",
     "read_panel",
     "read_spec",
     "run_study",

@@ -32,7 +32,11 @@ from steppe.optim.sharpness.vectors import Vector
 from steppe.testing import Rig
 
 SPEC = OPTIMIZERS["composed"]
-LENDERS = [key for key, spec in OPTIMIZERS.items() if isinstance(getattr(spec.load(), "parts", None), Parts)]
+LENDERS = [
+    key
+    for key, spec in OPTIMIZERS.items()
+    if spec.family == "sharpness-aware" and isinstance(getattr(spec.load(), "parts", None), Parts)
+]
 COMBINATIONS = ["look_agsam", "friendly_gsam", "ae_vasso"]
 
 

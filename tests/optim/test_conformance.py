@@ -20,8 +20,14 @@ CASES = [
         marks=pytest.mark.xfail(reason=spec.xfail[name]) if name in spec.xfail else (),
     )
     for key, spec in OPTIMIZERS.items()
+    if not spec.missing
     for name, check in checks_for(spec).items()
     for number, demo in enumerate(spec.demos)
+]
+CASES += [
+    pytest.param(spec, None, {}, id=key, marks=pytest.mark.skip(reason=spec.missing))
+    for key, spec in OPTIMIZERS.items()
+    if spec.missing
 ]
 
 

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
-from steppe.optim import OPTIMIZERS, SAM, SharpnessAware, create
+from steppe.optim import OPTIMIZERS, SAM, create
 from steppe.optim.registry import optimizer_class
 from steppe.optim.sharpness.modules import Module
 
 FAMILY = [
-    key
-    for key, spec in OPTIMIZERS.items()
-    if issubclass(optimizer_class(spec), SharpnessAware) and "base" not in spec.xfail
+    key for key, spec in OPTIMIZERS.items() if spec.family == "sharpness-aware" and "base" not in spec.xfail
 ]
 PLAIN = [key for key in FAMILY if not optimizer_class(key).closure_takes_pass]
 """Those that need no more than the gradient of the batch."""

@@ -95,3 +95,13 @@ def test_a_missing_or_broken_file_is_a_clear_error(tmp_path):
     (tmp_path / "bad.toml").write_text("a = ")
     with pytest.raises(SpecError, match="not valid TOML"):
         read_spec(tmp_path / "bad.toml")
+
+
+def test_a_budget_in_evaluations_changes_a_trial_only_where_it_is_set(tiny):
+    # the identities of studies that were run before there was such a budget
+    content = read_spec(tiny).resolved()
+    assert content["evaluations"] is None
+    before, after = ids(tiny), ids(tiny, "evaluations=100")
+    assert all(before[key] != after[key] for key in before)
+    with pytest.raises(SpecError, match="evaluations"):
+        read_spec(tiny, ["evaluations=0"])

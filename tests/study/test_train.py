@@ -43,7 +43,17 @@ class Regression:
             return {"loss": float(self.loss(model, (self.v, self.w)))}
 
 
-def run(folder, key="sam", epochs=5, patience=5, seed=0, problem=None, stop_after=None, optimizer_of=None):
+def run(
+    folder,
+    key="sam",
+    epochs=5,
+    patience=5,
+    seed=0,
+    problem=None,
+    stop_after=None,
+    optimizer_of=None,
+    evaluations=None,
+):
     seen = []
 
     def on_epoch(epoch):
@@ -60,6 +70,7 @@ def run(folder, key="sam", epochs=5, patience=5, seed=0, problem=None, stop_afte
         epochs=epochs,
         patience=patience,
         folder=folder,
+        evaluations=evaluations,
         on_epoch=on_epoch,
     )
     return trained, seen
@@ -83,6 +94,31 @@ def test_an_interrupted_trial_resumes_to_the_same_bits(tmp_path, key):
     again, none = run(tmp_path / "cut", key)
     assert not none
     assert torch.equal(weights(again), weights(whole))
+
+
+def test_what_trains_at_other_weights_than_it_evaluates_is_told_when(tmp_path):
+    # lr 0.5: without the eval() before the checkpoint and the train() after it the weights would differ
+    free = pytest.importorskip("schedulefree").AdamWScheduleFree
+    optimizers = []
+
+    def optimizer_of(model):
+        optimizers.append(free(model.parameters(), lr=0.5))
+        return optimizers[-1]
+
+    class Watched(Regression):
+        def metrics(self, model, split):
+            assert not optimizers[-1].param_groups[0]["train_mode"]
+            return super().metrics(model, split)
+
+    whole, epochs = run(tmp_path / "whole", problem=Watched(), optimizer_of=optimizer_of)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", problem=Watched(), optimizer_of=optimizer_of, stop_after=3)
+    resumed, rest = run(tmp_path / "cut", problem=Watched(), optimizer_of=optimizer_of)
+    assert [e.metrics for e in epochs[2:]] == [e.metrics for e in rest]
+    assert torch.equal(weights(whole), weights(resumed))
+    assert whole.model is not resumed.model
+    best = epochs[whole.best_epoch - 1].metrics["validation_loss"]
+    assert Regression().metrics(whole.model, "validation")["loss"] == best
 
 
 def test_every_optimizer_starts_from_the_same_weights_and_sees_the_same_batches(tmp_path):
@@ -258,3 +294,44 @@ def test_diagnosis_changes_no_bit(tmp_path, key, monkeypatch):
     assert not any(name.startswith("step_") for name in epochs[0].metrics)
     assert torch.equal(weights(thin), weights(never))
     assert torch.equal(weights(every), weights(never))
+
+
+@pytest.mark.parametrize(("key", "budget", "gradients"), [("adamw", 17, 6), ("sam", 18, 6), ("sam", 19, 8)])
+def test_a_budget_in_evaluations_ends_with_the_step_that_reaches_it(tmp_path, key, budget, gradients):
+    trained, epochs = run(tmp_path / "a", key, evaluations=budget)
+    assert trained.cost.gradient == gradients  # of three evaluations each, four steps an epoch
+    assert trained.epochs == len(epochs) == math.ceil(gradients / (4 if key == "adamw" else 8))
+    again, none = run(tmp_path / "a", key, evaluations=budget)
+    assert not none
+    assert torch.equal(weights(again), weights(trained))
+    whole, all_epochs = run(tmp_path / "b", key)
+    if trained.epochs > 1:
+        assert epochs[0].metrics == all_epochs[0].metrics
+    assert whole.cost.gradient > gradients
+
+
+def test_a_trial_within_a_budget_resumes_to_the_same_bits(tmp_path):
+    whole, epochs = run(tmp_path / "whole", evaluations=70)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop_after=2, evaluations=70)
+    resumed, rest = run(tmp_path / "cut", evaluations=70)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert [e.metrics for e in epochs[1:]] == [e.metrics for e in rest]
+    assert whole.cost == resumed.cost
+    assert whole.cost.evaluations == 72
+
+
+def test_training_ends_when_the_optimizer_has_finished(tmp_path):
+    class Ends(torch.optim.SGD):
+        steps = 0
+
+        @property
+        def finished(self):
+            return "enough" if self.steps >= 6 else ""
+
+        def step(self, closure):
+            self.steps += 1
+            return super().step(closure)
+
+    trained, epochs = run(tmp_path / "a", optimizer_of=lambda model: Ends(model.parameters(), lr=0.01))
+    assert trained.epochs == len(epochs) == 2

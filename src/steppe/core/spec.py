@@ -28,6 +28,7 @@ class Spec:
         demos: keyword arguments that between them exercise every kind of state.
         random: whether the number of evaluations varies with what is drawn or measured; `evals` is then its mean.
         xfail: conformance check name -> reason why it cannot hold.
+        requires: what pip has to install for it beside the base install, or empty.
     """
 
     path: str
@@ -40,10 +41,26 @@ class Spec:
     demos: tuple[Mapping[str, Any], ...] = ({},)
     random: bool = False
     xfail: Mapping[str, str] = field(default_factory=dict)
+    requires: str = ""
 
     def load(self) -> Any:
         """Import and return the object behind `path`."""
-        return load(self.path)
+        try:
+            return load(self.path)
+        except SpecError as error:
+            if not self.requires:
+                raise
+            raise SpecError(f"{error} It needs a package: pip install {self.requires!r}.") from error
+
+    @property
+    def missing(self) -> str:
+        """Why it cannot be loaded here, if a package that it `requires` is not installed; else empty."""
+        try:
+            self.load()
+        except SpecError as error:
+            if self.requires:
+                return str(error)
+        return ""
 
 
 def load(path: str) -> Any:

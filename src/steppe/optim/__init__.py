@@ -19,6 +19,24 @@ if TYPE_CHECKING:  # for type checkers and editors; what there is at run time is
         MoFedSAM as MoFedSAM,
     )
     from steppe.optim.federated.registry import METHODS as METHODS
+    from steppe.optim.first_order import (
+        GD as GD,
+        NAG as NAG,
+        ClassicAdam as ClassicAdam,
+        Momentum as Momentum,
+    )
+    from steppe.optim.gradient_free.annealing import Annealing as Annealing, DualAnnealing as DualAnnealing
+    from steppe.optim.gradient_free.base import GradientFree as GradientFree
+    from steppe.optim.gradient_free.cma_es import CMAES as CMAES
+    from steppe.optim.gradient_free.differential_evolution import (
+        DifferentialEvolution as DifferentialEvolution,
+    )
+    from steppe.optim.gradient_free.hybrid import ThenGradient as ThenGradient
+    from steppe.optim.gradient_free.processes import Processes as Processes
+    from steppe.optim.gradient_free.pso import PSO as PSO
+    from steppe.optim.gradient_free.slsqp import SLSQP as SLSQP
+    from steppe.optim.gradient_free.stages import BasinHopping as BasinHopping, Proposed as Proposed
+    from steppe.optim.muon import Muon as Muon
     from steppe.optim.registry import LOSSES as LOSSES, OPTIMIZERS as OPTIMIZERS, create as create
     from steppe.optim.sharpness.ae_sam import AESAM as AESAM
     from steppe.optim.sharpness.asam import ASAM as ASAM
@@ -56,8 +74,10 @@ if TYPE_CHECKING:  # for type checkers and editors; what there is at run time is
     from steppe.optim.sharpness.wsam import WSAM as WSAM
 
 _HOME = {
+    "GradientFree": "steppe.optim.gradient_free.base:GradientFree",
     "SharpnessAware": "steppe.optim.sharpness.base:SharpnessAware",
     "Federation": "steppe.optim.federated.federation:Federation",
+    "Processes": "steppe.optim.gradient_free.processes:Processes",
     **{
         spec.path.partition(":")[2]: spec.path
         for registry in (OPTIMIZERS, LOSSES, METHODS)

@@ -14,5 +14,10 @@ PROBLEMS = Registry(
             family="quant",
             summary="Daily and weekly GRU price-volume factors, trained on minus the IC of each date's cross-section",
         ),
+        "functions": Spec(
+            path="steppe.problems.function_study:FunctionStudy",
+            family="functions",
+            summary="Test functions with known minima and the small problems of published optimizer comparisons",
+        ),
     },
 )

@@ -29,6 +29,7 @@ __all__ = [
     "fund_excess",
     "layer_bars",
     "layer_values",
+    "line",
     "relative_value",
     "step_curves",
     "trace_name",
@@ -63,12 +64,14 @@ class Figure:
         spec: ``data`` and ``layout``, JSON-able.
         optimizer: whose figure it is, if it shows one optimizer only.
         curves: its x axis can be switched between epochs and costs (traces carry all of them in ``meta``).
+        ways: a slider cuts its ways at a number of evaluations (traces carry theirs in ``meta``).
     """
 
     title: str
     spec: Mapping[str, Any]
     optimizer: str = ""
     curves: bool = False
+    ways: bool = False
 
     def json(self) -> str:
         """The specification, safe to stand inside a script element."""
@@ -108,7 +111,7 @@ def cumulative_rank_ic(results: Results) -> Figure:
     traces = []
     for label in results.shown:
         daily = _mean_over_seeds(results.series(label, results.final))
-        traces.append(_line(results, label, results.dates, np.cumsum(np.nan_to_num(daily)).tolist()))
+        traces.append(line(results, label, results.dates, np.cumsum(np.nan_to_num(daily)).tolist()))
     return Figure("Cumulative RankIC", {"data": traces, "layout": _layout(x="date")})
 
 
@@ -178,7 +181,7 @@ def relative_value(results: Results) -> Figure:
         if returns:
             excess = returns[max(returns)] - returns[0]
             dates = _period_ends(results.layer_dates(label))
-            traces.append(_line(results, label, dates, _net_value(excess)))
+            traces.append(line(results, label, dates, _net_value(excess)))
     return Figure(
         "Top layer against the equal-weight universe",
         {"data": traces, "layout": _layout(x="date")},
@@ -192,7 +195,7 @@ def decay(results: Results) -> Figure:
         points = results.decay_of(label)
         if points:
             traces.append(
-                _line(results, label, list(points), list(points.values())) | {"mode": "lines+markers"}
+                line(results, label, list(points), list(points.values())) | {"mode": "lines+markers"}
             )
     layout = _layout(x="sessions ahead")
     layout["yaxis"]["rangemode"] = "tozero"
@@ -208,7 +211,7 @@ def fund_excess(funds: Funds) -> list[Figure]:
             sessions, excess = funds.excess(index, label)
             if sessions:
                 value = (100 * (np.cumprod(1 + excess) - 1)).tolist()
-                traces.append(_line(funds.results, label, sessions, value) | {"hovertemplate": "%{y:+.2f} %"})
+                traces.append(line(funds.results, label, sessions, value) | {"hovertemplate": "%{y:+.2f} %"})
         if traces:
             figures.append(Figure(f"Excess over {index}, %", {"data": traces, "layout": _layout(x="date")}))
     return figures
@@ -230,7 +233,7 @@ def _curve(
             continue
         several = len(seeds) > 1
         for group in seeds:
-            trace = _line(results, label, group["epoch"].to_list(), group[metric].to_list())
+            trace = line(results, label, group["epoch"].to_list(), group[metric].to_list())
             if not several:
                 trace |= {"mode": "lines+markers", "marker": {"size": 4}}
             else:
@@ -245,7 +248,7 @@ def _curve(
             shared = min(group.height for group in seeds)
             together = pl.concat([group.head(shared) for group in seeds])
             averaged = together.group_by("epoch").agg(pl.selectors.numeric().mean()).sort("epoch")
-            trace = _line(results, label, averaged["epoch"].to_list(), averaged[metric].to_list())
+            trace = line(results, label, averaged["epoch"].to_list(), averaged[metric].to_list())
             traces.append(trace | {"meta": _axes(averaged)})
     layout = _layout(x="epoch", height=height)
     layout["yaxis"]["rangemode"] = rangemode
@@ -286,7 +289,8 @@ def _axes(group: pl.DataFrame) -> dict[str, list[float]]:
     }
 
 
-def _line(results: Results, label: str, x: Sequence[Any], y: Sequence[float | None]) -> dict[str, Any]:
+def line(results: Results, label: str, x: Sequence[Any], y: Sequence[float | None]) -> dict[str, Any]:
+    """A trace in the colour and the dash that an optimizer has on the whole page."""
     order = results.optimizers.index(label) if label in results.optimizers else 1
     dash = "dot" if label == NO_MODEL else DASHES[max(order - 1, 0) // COLORS % len(DASHES)]
     return {

@@ -15,6 +15,7 @@ from plotly.offline.offline import get_plotlyjs
 from steppe.core.files import write_atomically
 from steppe.report import (
     figures,
+    function_page,
     fund_tables,
     landscape_figures,
     landscape_tables,
@@ -49,6 +50,21 @@ def build(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
     store = Store.open(folder)
     page = Path(out) if out is not None else store.folder / "report.html"
     results = Results.of(store)
+    if results.spec["problem"].get("kind") == "functions":
+        template, (made, context) = "functions.html.j2", function_page.contents(store, results)
+    else:
+        template, (made, context) = "page.html.j2", _stock_contents(store, results)
+    csv_folder = page.with_suffix("")
+    csv_folder.mkdir(parents=True, exist_ok=True)
+    for table in made:
+        if table.rows:
+            _write(csv_folder / f"{table.name}.csv", table.csv())
+    _write(page, _render(template, results, context))
+    return page
+
+
+def _stock_contents(store: Store, results: Results) -> tuple[list[Table], dict[str, Any]]:
+    """The tables, for CSV files, and what ``page.html.j2`` needs beside what all pages have."""
     funds, landscapes = Funds.of(store, results), Landscapes.of(store, results)
     made: dict[str, Table] = {
         "leaderboard": tables.leaderboard(results),
@@ -65,18 +81,36 @@ def build(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
         "measures": landscape_tables.measures(landscapes),
         "associations": landscape_tables.associations(landscapes),
     }
-    csv_folder = page.with_suffix("")
-    csv_folder.mkdir(parents=True, exist_ok=True)
-    for table in itertools.chain(made.values(), *lists.values()):
-        if table.rows:
-            _write(csv_folder / f"{table.name}.csv", table.csv())
-    _write(page, _render(results, funds, landscapes, {**made, **lists}))
-    return page
+    context = {
+        "verdict": words.judge(results),
+        "held_equal": words.held_equal(results),
+        "missing": words.missing(results),
+        "limits": words.limits(results),
+        "facts": _facts(results),
+        **made,
+        **lists,
+        "funds": funds,
+        "fund_words": words.funds(funds),
+        "fund_terms": words.fund_terms(funds),
+        "landscapes": landscapes,
+        "flatness_words": landscape_words.judge_flatness(landscapes),
+        "flatness_cautions": landscape_words.cautions(landscapes),
+        "contours": landscape_figures.contours,
+        "contour_scale": landscape_figures.scale,
+        "decay": figures.decay(results),
+        "fund_excess": figures.fund_excess(funds),
+        "doubts": words.doubts(results),
+        "curves": figures.training_curves(results),
+        "step_curves": figures.step_curves(results),
+        "rank_ic": figures.cumulative_rank_ic(results),
+        "bars": figures.layer_bars(results),
+        "values": figures.layer_values(results),
+        "relative": figures.relative_value(results),
+    }
+    return list(itertools.chain(made.values(), *lists.values())), context
 
 
-def _render(
-    results: Results, funds: Funds, landscapes: Landscapes, made: Mapping[str, Table | list[Table]]
-) -> str:
+def _render(template: str, results: Results, context: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("steppe.report"),
         autoescape=True,
@@ -85,32 +119,9 @@ def _render(
         lstrip_blocks=True,
     )
     spec = results.spec
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template(template).render(
         title=spec.get("title") or spec["name"],
         results=results,
-        verdict=words.judge(results),
-        held_equal=words.held_equal(results),
-        missing=words.missing(results),
-        limits=words.limits(results),
-        facts=_facts(results),
-        **made,
-        funds=funds,
-        fund_words=words.funds(funds),
-        fund_terms=words.fund_terms(funds),
-        landscapes=landscapes,
-        flatness_words=landscape_words.judge_flatness(landscapes),
-        flatness_cautions=landscape_words.cautions(landscapes),
-        contours=landscape_figures.contours,
-        contour_scale=landscape_figures.scale,
-        decay=figures.decay(results),
-        fund_excess=figures.fund_excess(funds),
-        doubts=words.doubts(results),
-        curves=figures.training_curves(results),
-        step_curves=figures.step_curves(results),
-        rank_ic=figures.cumulative_rank_ic(results),
-        bars=figures.layer_bars(results),
-        values=figures.layer_values(results),
-        relative=figures.relative_value(results),
         failed=[trial for trial in results.trials if trial.state == "failed"],
         problem=flatten(spec["problem"]),
         study=flatten({k: v for k, v in spec.items() if k not in ("problem", "optimizers", "title")}),
@@ -121,6 +132,7 @@ def _render(
         trace_name=figures.trace_name,
         first_line=_first_line,
         script=Markup(get_plotlyjs()),
+        **context,
     )
 
 

@@ -12,7 +12,18 @@ from steppe.report.funds import Funds
 from steppe.report.results import NO_MODEL, Results, Steps
 from steppe.study.statistics import verdict
 
-__all__ = ["Verdict", "doubts", "fund_terms", "funds", "held_equal", "judge", "limits", "missing"]
+__all__ = [
+    "Verdict",
+    "count",
+    "doubts",
+    "enumerate_names",
+    "fund_terms",
+    "funds",
+    "held_equal",
+    "judge",
+    "limits",
+    "missing",
+]
 
 SAME_GRADIENT = 0.999
 """Cosine of g and p above which the second gradient tells nothing new."""
@@ -64,7 +75,9 @@ def judge(results: Results) -> Verdict:
             f"of {base}, more than {chance} explains."
         )
     elif better:
-        headline = f"{_list(better)} beat{'s' * (len(better) == 1)} {base} by more than {chance} explains."
+        headline = (
+            f"{enumerate_names(better)} beat{'s' * (len(better) == 1)} {base} by more than {chance} explains."
+        )
         details.append(
             f"The highest test RankIC is that of {best} ({number(scores[best], 4)}), but it varies too much to be "
             f"told from {base}."
@@ -80,7 +93,7 @@ def judge(results: Results) -> Verdict:
         )
     if worse:
         details.append(
-            f"{_list(worse)} trail{'s' * (len(worse) == 1)} {base} by more than {chance} explains."
+            f"{enumerate_names(worse)} trail{'s' * (len(worse) == 1)} {base} by more than {chance} explains."
         )
     named = best if best != base else next((label for label in ranked if label != base), base)
     cost = results.costs.get(named)
@@ -91,7 +104,7 @@ def judge(results: Results) -> Verdict:
         )
     doubtful = {s.optimizer for s in results.steps if any(_doubts(s))}
     if doubtful:
-        names = _list([label for label in results.optimizers if label in doubtful])
+        names = enumerate_names([label for label in results.optimizers if label in doubtful])
         details.append(
             f"Whether {names} did what the name says is in doubt: see “Did the perturbation act?”."
         )
@@ -111,16 +124,16 @@ def held_equal(results: Results) -> str:
     seeds, epochs, patience = spec["seeds"], spec.get("epochs"), spec.get("patience")
     text = (
         f"Same data, initial weights, batch order and budget for every optimizer, seed by seed "
-        f"({_count(len(seeds), 'seed')}: {', '.join(map(str, seeds))})"
+        f"({count(len(seeds), 'seed')}: {', '.join(map(str, seeds))})"
     )
     if epochs is None:
         return text + "."
     stop = (
-        f"; training stops after {_count(patience, 'epoch')} without a better validation score"
+        f"; training stops after {count(patience, 'epoch')} without a better validation score"
         if patience
         else ""
     )
-    return f"{text}; at most {_count(epochs, 'epoch')}{stop}, and the best epoch's weights are kept."
+    return f"{text}; at most {count(epochs, 'epoch')}{stop}, and the best epoch's weights are kept."
 
 
 def doubts(results: Results) -> list[str]:
@@ -138,7 +151,7 @@ def doubts(results: Results) -> list[str]:
             label if parts == everywhere[label] else f"{label} ({', '.join(parts)})"
             for label, parts in where.items()
         ]
-        sentences.append(f"{_list(names)}: {doubt}")
+        sentences.append(f"{enumerate_names(names)}: {doubt}")
     return sentences
 
 
@@ -218,7 +231,7 @@ def missing(results: Results) -> list[str]:
     sentences = []
     if len(results.trials) != states["done"]:
         counts = ", ".join(f"{states[s]} {s}" for s in ("done", "running", "pending", "failed") if states[s])
-        sentences.append(f"This study is not complete: of {_count(len(results.trials), 'trial')} {counts}.")
+        sentences.append(f"This study is not complete: of {count(len(results.trials), 'trial')} {counts}.")
     if not results.trials:
         sentences.append("No trial has been entered yet.")
     absent = [label for label in results.optimizers if label not in results.tested]
@@ -271,9 +284,11 @@ def limits(results: Results) -> list[str]:
     return sentences
 
 
-def _list(names: Sequence[str]) -> str:
+def enumerate_names(names: Sequence[str]) -> str:
+    """The names as running text has them."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _count(n: int, noun: str) -> str:
+def count(n: int, noun: str) -> str:
+    """A number with its noun."""
     return f"{n} {noun}{'s' * (n != 1)}"

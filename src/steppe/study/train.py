@@ -71,7 +71,8 @@ def train(
     each epoch a checkpoint is written to ``folder``; a run that was killed continues there to the same bits. Initial
     weights and those of each epoch stay there too (`steppe.landscape.trajectory.record`).
     ``seconds`` are CPU seconds of this process over batches and optimizer steps, without the validation: what else runs
-    on the machine does not count.
+    on the machine does not count. An optimizer that trains at other weights than it evaluates (schedule-free ones) says
+    so by its ``train()`` and ``eval()``: validation, records and checkpoints have the weights to evaluate.
 
     An epoch's metrics are ``train_loss``, the problem's as ``validation_...``, and where the optimizer has
     ``diagnostics`` their means over the steps as ``step_...`` (`_Steps`), which change no bit of the training.
@@ -106,6 +107,7 @@ def train(
         number = done + 1
         started = time.process_time()
         total, batches, steps = torch.zeros(()), 0, _Steps(optimizer, cost)
+        _switch(optimizer, "train")
         for batch in problem.batches(generator(seed, "batches", number)):
             with steps.watched():
                 # torch annotates the closure's loss as a float; it passes tensors through
@@ -113,6 +115,7 @@ def train(
             total, batches = total + loss, batches + 1
             if spent():
                 break
+        _switch(optimizer, "eval")
         seconds += time.process_time() - started
         validation = problem.metrics(model, "validation")
         value = direction * validation[metric]
@@ -211,6 +214,12 @@ class _Steps:
     def _note(self, name: str, value: float) -> None:
         if math.isfinite(value):
             self._seen[name].append(float(value))
+
+
+def _switch(optimizer: torch.optim.Optimizer, mode: str) -> None:
+    """Move the weights to those to train at or those to evaluate, where the optimizer tells them apart."""
+    if (move := getattr(optimizer, mode, None)) is not None:
+        move()
 
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:

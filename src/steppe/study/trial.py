@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import traceback
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from torch import nn
 
 from steppe.core.checkpoint import load_tree, save_tree
 from steppe.core.errors import SpecError, SteppeError
-from steppe.optim.gradient_free.base import GradientFree
 from steppe.optim.registry import create, optimizer_class
 from steppe.optim.sharpness.base import SharpnessAware
 from steppe.problems.problem import StudyProblem
@@ -71,10 +71,11 @@ def _run(task: Task, store: Store) -> None:
 
     def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
         kind, base, hyper = (trial.optimizer[key] for key in ("kind", "base", "hyper"))
+        # what is drawn differs between seeds
         if issubclass(cls := optimizer_class(kind), SharpnessAware):
-            # the model for clean statistics of its normalisation layers; what is drawn differs between seeds
+            # the model for clean statistics of its normalisation layers
             hyper = {"model": model, "seed": trial.seed} | hyper
-        elif issubclass(cls, GradientFree):
+        elif "seed" in inspect.signature(cls).parameters:
             hyper = {"seed": trial.seed} | hyper
         try:
             optimizer = create(kind, model.named_parameters(), base=base, **hyper)

@@ -12,19 +12,32 @@ Under pytest, one test per check::
 from __future__ import annotations
 
 from steppe.core.spec import Spec
+from steppe.optim.gradient_free.base import GradientFree
 from steppe.optim.registry import OPTIMIZERS, optimizer_class
 from steppe.optim.sharpness.base import SharpnessAware
 from steppe.testing.every import CHECKS
+from steppe.testing.gradient_free import GRADIENT_FREE_CHECKS
 from steppe.testing.rig import Check, ConformanceError, Rig
 from steppe.testing.sharpness import SHARPNESS_CHECKS
 
-__all__ = ["CHECKS", "SHARPNESS_CHECKS", "Check", "ConformanceError", "Rig", "check_optimizer", "checks_for"]
+__all__ = [
+    "CHECKS",
+    "GRADIENT_FREE_CHECKS",
+    "SHARPNESS_CHECKS",
+    "Check",
+    "ConformanceError",
+    "Rig",
+    "check_optimizer",
+    "checks_for",
+]
 
 
 def checks_for(spec: Spec) -> dict[str, Check]:
     """The checks that apply to an optimizer."""
-    more = SHARPNESS_CHECKS if issubclass(optimizer_class(spec), SharpnessAware) else {}
-    return {**CHECKS, **more}
+    cls = optimizer_class(spec)
+    if issubclass(cls, GradientFree):
+        return dict(GRADIENT_FREE_CHECKS)
+    return {**CHECKS, **SHARPNESS_CHECKS} if issubclass(cls, SharpnessAware) else dict(CHECKS)
 
 
 def check_optimizer(optimizer: str | Spec) -> None:

@@ -70,7 +70,13 @@ def obeys_schedulers(spec: Spec, demo: Mapping[str, Any]) -> None:
         require(same(before, rig.weights()), "lr = 0 changed the weights")
     rig.train(1)
     require(not same(before, rig.weights()), "the scheduler's learning rate is not used")
-    cycle = torch.optim.lr_scheduler.OneCycleLR(rig.optimizer, max_lr=0.05, total_steps=4)
+    group = rig.optimizer.param_groups[0]
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        rig.optimizer,
+        max_lr=0.05,
+        total_steps=4,
+        cycle_momentum=bool(group.get("momentum") or group.get("betas")),  # where there is one to cycle
+    )
     for _ in range(3):
         rig.train(1)
         cycle.step()

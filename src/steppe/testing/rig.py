@@ -57,6 +57,8 @@ class Rig:
         named = list(self.model.named_parameters())
         groups = [{"params": named[i::split]} for i in range(split)]
         self.optimizer: Any = create(spec, groups if split > 1 else iter(named), **demo)
+        if hasattr(self.optimizer, "train"):  # it trains at other weights than it evaluates
+            self.optimizer.train()
         self.steps = 0
         self.passes = 0
 

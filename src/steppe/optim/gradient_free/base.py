@@ -86,13 +86,15 @@ class GradientFree(Optimizer, ABC):
     def __init__(
         self, params: Any, defaults: dict[str, Any], *, bounds: Bounds | None = None, seed: int = 0
     ) -> None:
+        self.bounds: tuple[Tensor, Tensor] | None = None
         super().__init__(params, defaults)
         self.seed = seed
         self.generation = 0
         self.best: Tensor | None = None
         self.best_value = math.inf
         self.memory: dict[str, Any] = {}
-        self.bounds = None if bounds is None else self._checked(bounds)
+        self._given = bounds
+        self.bounds = self._checked(bounds)
 
     @abstractmethod
     def begin(self, start: Tensor) -> dict[str, Any]:
@@ -140,8 +142,9 @@ class GradientFree(Optimizer, ABC):
         Raises:
             ValueError: as many losses are needed as there were candidates.
         """
-        theta = self.ask()
-        values = values.detach().to("cpu", torch.float64)
+        self._take(self.ask(), values.detach().to("cpu", torch.float64))
+
+    def _take(self, theta: Tensor, values: Tensor) -> None:
         if values.shape != theta.shape[:1]:
             raise ValueError(f"need {len(theta)} losses, one per candidate, got shape {list(values.shape)}")
         values = torch.where(values.isfinite(), values, math.inf)
@@ -165,8 +168,9 @@ class GradientFree(Optimizer, ABC):
             raise SpecError(f"{type(self).__name__} needs a closure: step(closure).")
         if self.finished:
             return torch.tensor(self.best_value, dtype=torch.float64)
-        values = population_values(closure, self.params, self.ask())
-        self.tell(values)
+        theta = self.ask()
+        values = population_values(closure, self.params, theta)
+        self._take(theta, values)
         if (weights := self.incumbent()) is not None:
             assign(self.params, weights)
         return values.min()
@@ -186,6 +190,15 @@ class GradientFree(Optimizer, ABC):
                 f"{type(self).__name__} has begun its search: add parameter groups before the first step."
             )
         super().add_param_group(param_group)
+        try:
+            if any(param.is_complex() for param in self.params):
+                raise SpecError(
+                    f"{type(self).__name__} searches over real weights: give torch.view_as_real of complex ones."
+                )
+            self.bounds = self._checked(getattr(self, "_given", None))
+        except SpecError:
+            self.param_groups.pop()
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Groups, and the search under a name of its own: plain data."""
@@ -216,8 +229,10 @@ class GradientFree(Optimizer, ABC):
         # torch keeps groups, state and defaults only
         return dict(vars(self))
 
-    def _checked(self, bounds: Bounds) -> tuple[Tensor, Tensor]:
+    def _checked(self, bounds: Bounds | None) -> tuple[Tensor, Tensor] | None:
         """Both as ``[dim]``."""
+        if bounds is None:
+            return None
         sides = []
         for side, given in zip(("lower", "upper"), bounds, strict=True):
             bound = torch.as_tensor(given, dtype=torch.float64).cpu().reshape(-1)

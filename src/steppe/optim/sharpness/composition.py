@@ -344,7 +344,11 @@ def _lent(role: str, part: PartOf) -> tuple[type[Any], dict[str, Any]]:
 
 def _lenders() -> list[str]:
     """The registered optimizers that are made of parts."""
-    return sorted(key for key in OPTIMIZERS if hasattr(optimizer_class(key), "parts"))
+    return sorted(
+        key
+        for key, spec in OPTIMIZERS.items()
+        if spec.family == "sharpness-aware" and hasattr(spec.load(), "parts")
+    )
 
 
 def _require_sense(parts: Parts, given: Mapping[str, PartOf]) -> None:
