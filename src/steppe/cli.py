@@ -95,6 +95,9 @@ def landscape(
     seeds: _Several[int] = (),
     part: str | None = None,
     surfaces: bool = True,
+    plane: str = "trajectory",
+    lines: _Several[str] = (),
+    density: bool = False,
     measures: _Several[str] = (),
     measure_on: _Several[str] = ("train",),
     dates: int = 12,
@@ -113,11 +116,20 @@ def landscape(
     optimizers
         Labels; all if omitted.
     seeds
-        Surfaces are drawn for the first one, measures taken for all; the study's first if omitted.
+        Surfaces, densities and lines between optimizers are drawn for the first one, measures taken for all; the
+        study's first if omitted.
     part
         Of the problem; the last daily one if omitted.
     surfaces
-        Whether to draw surfaces in the plane of each trial's training, on train and test dates.
+        Whether to draw surfaces in a plane through each trial's weights, on train and test dates.
+    plane
+        Of the surfaces: trajectory (of each trial's training), random (two filter-normalised directions) or
+        eigenvectors (the two leading ones of the Hessian).
+    lines
+        Straight ways between trained weights, with their barrier: optimizers (from the baseline to each other) or
+        seeds (from the first seed to each other).
+    density
+        Whether to estimate the spectral density of the Hessian.
     measures
         Flatness measures to take; a moderate selection if omitted.
     measure_on
@@ -145,6 +157,9 @@ def landscape(
         "seeds": seeds,
         "part": part,
         "surfaces": surfaces,
+        "plane": plane,
+        "lines": lines,
+        "density": density,
         "measure_on": measure_on,
     }
     given |= {"dates": dates, "stocks": stocks, "resolution": resolution}

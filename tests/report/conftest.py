@@ -350,7 +350,7 @@ def _write_landscapes(store: Store, part: str) -> None:
                 far = (x - shift) ** 2 / 4 + (y - shift * 0.6) ** 2 + 0.15 * np.sin(2 * x + y)
                 loss = base + 0.03 * steep * far
                 table = pl.DataFrame({"x": x, "y": y, "loss": loss, "computed": [True] * len(x)})
-                key = {**about, "split": split, "dates": 20, "kind": "pca"}
+                key = {**about, "split": split, "dates": 20, "stocks": 125, "kind": "pca"}
                 surfaces.append(table.select(*(pl.lit(v).alias(k) for k, v in key.items()), pl.all()))
             epochs = range(row.epochs + 1)
             for epoch in epochs:
@@ -387,6 +387,53 @@ def _write_landscapes(store: Store, part: str) -> None:
     store.write_table("landscape_path", pl.DataFrame(paths))
     store.write_table("landscape_axes", pl.DataFrame(axes))
     store.write_table("measures", pl.DataFrame(measures))
+
+
+def add_other_landscapes(store: Store, part: str = "daily") -> None:
+    """The other planes, lines from the baseline and between the seeds, and densities, beside what is there."""
+    done = [row for row in store.trials() if row.state == "done" and row.part == part]
+    base, first = done[0].optimizer, done[0].seed
+    on = {"dates": 8, "stocks": 100}
+    about = {
+        (row.optimizer, row.seed): {
+            "trial": row.id,
+            "optimizer": row.optimizer,
+            "seed": row.seed,
+            "part": part,
+        }
+        for row in done
+    }
+    surface = store.table("landscape_surface")
+    others = [
+        surface.with_columns(
+            kind=pl.lit(plane), x=pl.col("x") * reach, y=pl.col("y") * reach, dates=8, stocks=100
+        ).cast(surface.schema)
+        for plane, reach in (("random", 0.3), ("eigenvectors", 0.015))
+    ]
+    store.write_table("landscape_surface", pl.concat([surface, *others]))
+    t = np.linspace(0, 1, 11)
+    ends = [(key, (base, first)) for key in about if key[1] == first and key[0] != base]
+    ends += [(key, (key[0], first)) for key in about if key[1] != first]
+    lines, eigenvalues, densities = [], [], []
+    for end, start in ends:
+        for split, height in (("train", 0.05 if end[1] == first else 0.0), ("test", 0.02)):
+            loss = -0.1 + 0.02 * t + 4 * height * t * (1 - t)
+            table = pl.DataFrame({"t": t, "loss": loss})
+            key = {**about[end], "split": split, **on, "origin": about[start]["trial"]}
+            lines.append(table.select(*(pl.lit(v).alias(k) for k, v in key.items()), pl.all()))
+    for number, key in enumerate(key for key in about if key[1] == first):
+        of = {**about[key], "split": "train", **on}
+        for axis, value in ((1, 3.0 - 0.2 * number), (2, 1.0)):
+            eigenvalues.append(
+                {**of, "converged": number != 1, "axis": axis, "eigenvalue": value, "residual": 1e-4}
+            )
+        for value, weight in ((-0.2, 0.01), (0.0, 0.9898), (0.3, 0.0001), (3.0 - 0.2 * number, 0.0001)):
+            densities.append(
+                {**of, "dim": 10_000, "converged": number != 1, "eigenvalue": value, "weight": weight}
+            )
+    store.write_table("landscape_line", pl.concat(lines))
+    store.write_table("landscape_eigenvalues", pl.DataFrame(eigenvalues))
+    store.write_table("landscape_density", pl.DataFrame(densities))
 
 
 @pytest.fixture(scope="session")

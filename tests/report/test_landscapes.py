@@ -16,15 +16,16 @@ import pytest
 
 from steppe.core.errors import DataError, SpecError
 from steppe.report import build
+from steppe.report.landscape_curves import densities, density_figures, line_figures, lines
 from steppe.report.landscape_figures import contours, levels, scale
-from steppe.report.landscape_tables import associations, explained, measures
-from steppe.report.landscape_words import cautions, judge_flatness
-from steppe.report.landscapes import MEASURES, Landscapes
+from steppe.report.landscape_tables import associations, barriers, eigenvalues, explained, measures
+from steppe.report.landscape_words import HEADINGS, cautions, density_note, how_to_read, judge_flatness
+from steppe.report.landscapes import MEASURES, PLANES, Landscapes
 from steppe.report.paper import write_figures
 from steppe.report.results import Results
 from steppe.study.store import Store
 
-from .conftest import Maker
+from .conftest import Maker, add_other_landscapes
 
 
 def of(store: Store) -> Landscapes:
@@ -69,7 +70,7 @@ def test_contours_are_shared(landscapes: Landscapes) -> None:
 
 def test_the_trajectory_is_projected_and_the_origin_marked(landscapes: Landscapes) -> None:
     figure = contours(landscapes, "daily", 0)[0]
-    way = landscapes.way("daily-adamw-s0")
+    way = landscapes.way(landscapes.panels("daily", 0)["adamw"]["train"])
     lines = [trace for trace in figure.spec["data"] if "customdata" in trace]
     assert len(lines) == 2
     for line in lines:
@@ -147,7 +148,8 @@ def test_associations(landscapes: Landscapes) -> None:
     }
     for row in table.rows:
         assert row["tau"] * row["for_flatness"] > 0  # the bowls were made so
-        assert row["tau_low"] <= row["tau"] <= row["tau_high"]
+        if abs(row["tau"]) < 1:
+            assert row["tau_low"] <= row["tau"] <= row["tau_high"]
         assert row["p"] <= row["p_holm"]
 
 
@@ -204,6 +206,101 @@ def test_a_study_without_landscapes_has_no_such_section(studies: Callable[..., P
     assert 'id="landscapes"' not in build(studies(), tmp_path / "page.html").read_text("utf-8")
 
 
+def test_every_plane_is_called_by_its_name(study: Maker) -> None:
+    store = study(landscapes="daily")
+    before = judge_flatness(of(store))
+    add_other_landscapes(store)
+    found = of(store)
+    assert found.views("daily") == [(0, plane) for plane in PLANES]
+    assert set(HEADINGS) == set(PLANES)
+    for plane in PLANES:
+        (first, *_) = contours(found, "daily", 0, plane)
+        drawn = [trace for trace in first.spec["data"] if "customdata" in trace]
+        assert len(drawn) == (2 if plane == "trajectory" else 0)  # a trajectory is seen in its own plane only
+        band = scale(found, "daily", 0, plane)
+        assert band is not None
+        assert band.title.endswith("20 dates of up to 125 stocks" if plane == "trajectory" else "100 stocks")
+    assert judge_flatness(found) == before  # losses of other planes are on other dates
+    text = build(store.folder).read_text("utf-8")
+    assert all(heading in text for heading in HEADINGS.values())
+    assert len(how_to_read(found)) == 4
+    # explained variance is of trajectories, eigenvalues of eigenvectors
+    one_plane = store.table("landscape_surface").filter(kind="eigenvectors")
+    store.write_table("landscape_surface", one_plane)
+    store.write_table("landscape_axes", store.table("landscape_axes").clear())
+    only = of(store)
+    assert not any("random walk" in sentence for sentence in (*how_to_read(only), *cautions(only)))
+    assert not explained(only).rows
+    table = eigenvalues(only)
+    assert [row["eigenvalue_1"] for row in table.rows] == pytest.approx([3 - 0.2 * n for n in range(6)])
+    assert "\N{DAGGER}" in table.columns[1].show(table.rows[1])
+    assert "8 dates of up to 100 stocks" in table.caption
+    assert "The loss in the plane of each training" not in build(store.folder).read_text("utf-8")
+
+
+def test_lines_and_their_barriers(study: Maker) -> None:
+    store = study(landscapes="daily")
+    assert barriers(of(store)) == []
+    add_other_landscapes(store)
+    found = of(store)
+    groups = lines(found, "daily")
+    assert list(groups) == ["adamw and the others, seed 0", "seed 0 and the others"]
+    assert [len(among) for among in groups.values()] == [10, 12]
+    rise = groups["adamw and the others, seed 0"][0]
+    assert (rise.start, rise.end, rise.split) == (("adamw", 0), ("sam", 0), "train")
+    assert (rise.barrier, rise.highest) == (pytest.approx(0.05), 0.5)
+    level = groups["seed 0 and the others"][0]
+    assert level.barrier == pytest.approx(0, abs=1e-12)
+    (table,) = barriers(found)
+    assert len(table.rows) == 11
+    assert table.rows[0]["barrier_test"] == pytest.approx(0.02)
+    assert "at 0.50" in table.columns[3].show(table.rows[0])
+    for figures in line_figures(found, "daily").values():
+        assert [figure.title for figure in figures] == ["Loss on train dates", "Loss on test dates"]
+        for figure in figures:
+            go.Figure(json.loads(re.sub(r"var\(--[a-z0-9-]+\)", "#123456", figure.json())))
+    build(store.folder)
+    assert (store.folder / "report" / "barriers-daily.csv").exists()
+
+
+def test_densities_are_smoothed_alike(study: Maker) -> None:
+    store = study(landscapes="daily")
+    assert density_note(of(store)) == ""
+    add_other_landscapes(store)
+    found = of(store)
+    (density,) = densities(found, "daily").values()
+    assert density.width == pytest.approx(0.032)
+    assert list(density.curves) == found.results.optimizers
+    step = density.eigenvalue[1] - density.eigenvalue[0]
+    for curve in density.curves.values():
+        assert np.nansum(curve) * step == pytest.approx(1, abs=1e-3)
+        assert np.isnan(curve).any()
+    (figure,) = density_figures(found, "daily").values()
+    assert figure.spec["layout"]["yaxis"]["type"] == "log"
+    go.Figure(json.loads(re.sub(r"var\(--[a-z0-9-]+\)", "#123456", figure.json())))
+    assert "spectrum of sam did not converge" in density_note(found)
+
+
+def test_a_perfect_order_has_no_interval_and_few_trials_are_called_few(study: Maker) -> None:
+    store = study(landscapes="daily", seeds=(0,))
+    for few in (False, True):
+        if few:
+            labels = ["adamw", "sam", "asam", "gsam"]
+            store.write_table("measures", store.table("measures").filter(pl.col("optimizer").is_in(labels)))
+        (table,) = associations(of(store))
+        interval = next(column for column in table.columns if "interval" in column.title)
+        perfect = [row for row in table.rows if abs(row["tau"]) == 1]
+        assert perfect
+        for row in perfect:
+            assert math.isnan(row["tau_low"])
+            assert interval.show(row) == ("too few trials" if few else "perfect order")
+            assert math.isnan(row["p"]) if few else row["p"] == pytest.approx(2 / 720)
+        assert ("too few" if few else "every resample of it is perfect too") in table.caption
+    sentence = judge_flatness(of(store))[-1]
+    assert sentence.startswith("4 trials are too few")
+    assert "once in 12" in sentence
+
+
 @pytest.mark.parametrize("kind", ["pdf", "svg", "png"])
 def test_figures_for_papers_are_the_same_bytes_again(
     kind: str, studies: Callable[..., Path], tmp_path: Path
@@ -213,6 +310,20 @@ def test_figures_for_papers_are_the_same_bytes_again(
     first, again = (write_figures(folder, tmp_path / name, kind) for name in "ab")
     assert [file.name for file in first] == [file.name for file in again] == [f"landscape-daily-s0.{kind}"]
     assert first[0].read_bytes() == again[0].read_bytes()
+
+
+def test_figures_for_papers_of_all_planes_lines_and_densities(study: Maker, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `figures` is not installed")
+    store = study(landscapes="daily")
+    add_other_landscapes(store)
+    store.write_table("landscape_surface", store.table("landscape_surface").filter(optimizer="sam"))
+    first, again = (write_figures(store.folder, tmp_path / name, "svg") for name in "ab")
+    assert [file.stem for file in first] == [
+        "landscape-daily-s0", "landscape-daily-s0-random", "landscape-daily-s0-eigenvectors",
+        "lines-daily-1", "lines-daily-2", "density-daily-s0",
+    ]  # fmt: skip
+    for one, other in zip(first, again, strict=True):
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_figures_of_nothing_say_what_to_run(studies: Callable[..., Path], tmp_path: Path) -> None:

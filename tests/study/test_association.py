@@ -68,7 +68,19 @@ def test_the_interval_covers_and_chance_is_called_chance() -> None:
     assert rejected / tables < 0.11
 
 
-def test_a_perfect_order_is_told_from_chance() -> None:
-    found = kendall(range(8), range(8))
-    assert found.tau == found.low == found.high == 1
-    assert found.p < 0.002
+def test_a_perfect_order_is_told_from_chance_without_an_interval() -> None:
+    # every resample of a perfect order is perfect: an interval [1, 1] would claim certainty
+    for n in (5, 7, 8):
+        for found, tau in ((kendall(range(n), range(n)), 1), (kendall(range(n), range(n, 0, -1)), -1)):
+            assert found.tau == tau
+            assert math.isnan(found.low)
+            assert math.isnan(found.high)
+            assert found.p == pytest.approx(2 / math.factorial(n) if n < 8 else 1 / 2001)
+
+
+@pytest.mark.parametrize("y", [[2, 1, 4, 3, 5, 6], [1, 1, 2, 3, 3, 4], [6, 5, 1, 2, 4, 3]])
+def test_p_of_few_trials_is_exact(y: list[int]) -> None:
+    found = kendall(range(6), y)
+    taus = [abs(slow(list(range(6)), list(order))) for order in itertools.permutations(y)]
+    assert found.p == pytest.approx(sum(tau >= abs(found.tau) - 1e-12 for tau in taus) / 720)
+    assert found.low < found.high

@@ -1,18 +1,25 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import polars as pl
 import pytest
 import torch
 from polars.testing import assert_frame_equal
+from pydantic import ValidationError
 
 from steppe.core.errors import DataError, SpecError
+from steppe.core.seeding import generator
+from steppe.landscape.directions import random_directions
+from steppe.landscape.measures.lines import barrier
+from steppe.landscape.spectrum import density, lanczos
 from steppe.landscape.trajectory import read_trajectory
-from steppe.study import landscape as module
+from steppe.report.landscape_curves import Line
+from steppe.study import landscape as module, landscape_jobs as jobs
 from steppe.study.landscape import point_of_trial, run_landscape
 from steppe.study.run import run_study
-from steppe.study.spec import LandscapeSpec, read_spec
+from steppe.study.spec import LandscapeSpec, StudySpec, read_spec
 from steppe.study.store import Store
 
 QUICK = {"measures": ("lambda_max", "adaptive_sam"), "dates": 3, "resolution": 6}
@@ -90,9 +97,9 @@ def test_measures_are_those_of_the_point(store, tables):
 
 def test_what_is_done_is_not_computed_again_and_other_results_are_added(store, tables, monkeypatch):
     asked = []
-    whole = module.measure
-    monkeypatch.setattr(module, "measure", lambda key, *rest: asked.append(key) or whole(key, *rest))
-    monkeypatch.setattr(module, "surface", None)
+    whole = jobs.measure
+    monkeypatch.setattr(jobs, "measure", lambda key, *rest: asked.append(key) or whole(key, *rest))
+    monkeypatch.setattr(jobs, "surface", None)
     look(store, measures=("adaptive_sam", "sam"), optimizers=["adamw"], surfaces=False)
     assert asked == ["sam"]
     assert store.table("landscape_surface").equals(tables["landscape_surface"])
@@ -125,11 +132,108 @@ def test_a_measure_that_cannot_be_taken_says_why(store, tables, monkeypatch):
     def refuse(*_):
         raise DataError("too flat")
 
-    monkeypatch.setattr(module, "measure", refuse)
+    monkeypatch.setattr(jobs, "measure", refuse)
     look(store, measures=("fisher_rao",), surfaces=False)
     rows = store.table("measures").filter(measure="fisher_rao")
     assert rows["value"].is_nan().all()
     assert set(rows["note"]) == {"too flat"}
+
+
+@pytest.mark.parametrize("plane", ["random", "eigenvectors"])
+def test_other_planes_stand_beside_that_of_the_trajectory(store, tables, plane, tmp_path):
+    # without trajectories, which they do not need
+    left_out = shutil.ignore_patterns("trajectory")
+    own = Store.open(shutil.copytree(store.folder, tmp_path / "own", ignore=left_out))
+    jobs = []
+    look(own, measures=(), plane=plane, on_progress=lambda done, total, job: jobs.append(job))
+    surfaces = own.table("landscape_surface")
+    before = surfaces.filter(kind="pca").select(tables["landscape_surface"].columns)
+    assert_frame_equal(before, tables["landscape_surface"], check_row_order=False)
+    seen = surfaces.filter(kind=plane)
+    reach = {"random": 1.0, "eigenvectors": 0.05}[plane]
+    assert (seen["x"].min(), seen["y"].max()) == (-reach, reach)
+    assert seen.height == before.height
+    for name in ("landscape_path", "landscape_axes"):
+        assert own.table(name).equals(store.table(name))
+    point = point_of_trial(own, daily(own).id, dates=3)
+    if plane == "random":
+        axes = random_directions(point, generator(0, "random plane"))
+    else:
+        eigen = lanczos(point, generator(0, "eigenvectors"), 2)
+        axes = eigen.vectors * point.theta.norm()
+        told = own.table("landscape_eigenvalues").filter(optimizer="adamw")
+        assert told["axis"].to_list() == [1, 2]
+        assert told["eigenvalue"].to_list() == pytest.approx(eigen.values.tolist())
+        assert [job.split()[-1] for job in jobs[1:]] == ["eigenvectors"] * 2 + ["surface"] * 4
+    corner = seen.filter(optimizer="adamw", split="train").sort("y", "x").row(0, named=True)
+    theta = point.theta.double() + corner["x"] * axes[0].double() + corner["y"] * axes[1].double()
+    assert point.value(theta) == pytest.approx(corner["loss"], abs=1e-6)
+    again = []
+    look(own, measures=(), plane=plane, on_progress=lambda done, total, job: again.append(job))
+    assert again == [""]
+
+
+def test_lines_join_the_weights_of_two_trials(store, tables, tmp_path):
+    own = Store.open(shutil.copytree(store.folder, tmp_path / "own"))
+    look(own, measures=(), surfaces=False, lines=("optimizers",), resolution=5)
+    line = own.table("landscape_line")
+    start, end = daily(own), daily(own, "friendly_sam")
+    assert set(zip(line["origin"], line["trial"], strict=True)) == {(start.id, end.id)}
+    assert set(line["split"]) == {"train", "test"}
+    train = line.filter(split="train")
+    assert train["t"].to_list() == [0, 0.25, 0.5, 0.75, 1]
+    points = [point_of_trial(own, row.id, dates=3) for row in (start, end)]
+    assert train["loss"][0] == pytest.approx(points[0].value(), abs=1e-7)
+    assert train["loss"][4] == pytest.approx(points[1].value(), abs=1e-7)
+    found = Line(
+        (start.optimizer, 0), (end.optimizer, 0), "train", train["t"].to_numpy(), train["loss"].to_numpy()
+    )
+    wanted = barrier(points[0], generator(0), points[1].theta, resolution=5).value
+    assert found.barrier == pytest.approx(wanted, abs=1e-7)
+
+
+def test_a_density_is_kept_as_its_quadrature(store, tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "DENSITY", {"probes": 2, "steps": 8})
+    own = Store.open(shutil.copytree(store.folder, tmp_path / "own"))
+    look(own, measures=(), surfaces=False, density=True, optimizers=["adamw"])
+    rows = own.table("landscape_density")
+    point = point_of_trial(own, daily(own).id, dates=3)
+    found = density(point, generator(0, "density"), probes=2, steps=8)
+    assert rows["eigenvalue"].to_list() == pytest.approx(found.nodes.tolist())
+    assert rows["weight"].sum() == pytest.approx(1)
+    assert set(rows["dim"]) == {point.dim}
+    assert set(rows["converged"]) == {found.converged}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"lines": ["optimizers"], "optimizers": ["adamw"]}, "between optimizers need two"),
+        ({"lines": ["seeds"], "seeds": [0]}, "between seeds need two"),
+        ({"plane": "pca"}, "'trajectory', 'random' or 'eigenvectors'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_training(asked, message):
+    with pytest.raises(ValidationError, match=message):
+        LandscapeSpec.model_validate(asked)
+    one = {
+        "name": "one",
+        "problem": {"kind": "stock_factor"},
+        "optimizers": {"adamw": {}},
+        "baseline": "adamw",
+    }
+    with pytest.raises(ValidationError, match="between optimizers need two"):
+        StudySpec.model_validate(one | {"landscape": {"lines": ["optimizers"]}})
+
+
+def test_lines_between_seeds_start_at_the_first(store):
+    rows = [replace(row, seed=seed, id=f"{row.id}-{seed}") for seed in (3, 1) for row in store.trials()[:2]]
+    pairs = module._lines(store, rows, ["seeds"])
+    assert [(start.seed, end.seed, start.optimizer == end.optimizer) for start, end in pairs] == [
+        (3, 1, True)
+    ] * 2
+    with pytest.raises(DataError, match="two finished trials"):
+        module._lines(store, rows[:1], ["optimizers"])
 
 
 @pytest.mark.parametrize(

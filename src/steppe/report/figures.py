@@ -30,6 +30,7 @@ __all__ = [
     "layer_bars",
     "layer_values",
     "line",
+    "plot_layout",
     "relative_value",
     "step_curves",
     "trace_name",
@@ -112,7 +113,7 @@ def cumulative_rank_ic(results: Results) -> Figure:
     for label in results.shown:
         daily = _mean_over_seeds(results.series(label, results.final))
         traces.append(line(results, label, results.dates, np.cumsum(np.nan_to_num(daily)).tolist()))
-    return Figure("Cumulative RankIC", {"data": traces, "layout": _layout(x="date")})
+    return Figure("Cumulative RankIC", {"data": traces, "layout": plot_layout(x="date")})
 
 
 def layer_bars(results: Results) -> list[Figure]:
@@ -133,7 +134,7 @@ def layer_bars(results: Results) -> list[Figure]:
                         "hovertemplate": "layer %{x}: %{y:.1f} % p.a.<extra></extra>",
                     }
                 ],
-                "layout": _layout(height=190, y_range=extent) | {"bargap": 0.25},
+                "layout": plot_layout(height=190, y_range=extent) | {"bargap": 0.25},
             },
             optimizer=label,
         )
@@ -168,7 +169,7 @@ def layer_values(results: Results) -> list[Figure]:
             }
             for layer, curve in layers.items()
         ]
-        layout = _layout(x="date", height=210, y_range=extent)
+        layout = plot_layout(x="date", height=210, y_range=extent)
         figures.append(Figure(label, {"data": traces, "layout": layout}, optimizer=label))
     return figures
 
@@ -184,7 +185,7 @@ def relative_value(results: Results) -> Figure:
             traces.append(line(results, label, dates, _net_value(excess)))
     return Figure(
         "Top layer against the equal-weight universe",
-        {"data": traces, "layout": _layout(x="date")},
+        {"data": traces, "layout": plot_layout(x="date")},
     )
 
 
@@ -197,7 +198,7 @@ def decay(results: Results) -> Figure:
             traces.append(
                 line(results, label, list(points), list(points.values())) | {"mode": "lines+markers"}
             )
-    layout = _layout(x="sessions ahead")
+    layout = plot_layout(x="sessions ahead")
     layout["yaxis"]["rangemode"] = "tozero"
     return Figure("RankIC by horizon", {"data": traces, "layout": layout})
 
@@ -213,7 +214,9 @@ def fund_excess(funds: Funds) -> list[Figure]:
                 value = (100 * (np.cumprod(1 + excess) - 1)).tolist()
                 traces.append(line(funds.results, label, sessions, value) | {"hovertemplate": "%{y:+.2f} %"})
         if traces:
-            figures.append(Figure(f"Excess over {index}, %", {"data": traces, "layout": _layout(x="date")}))
+            figures.append(
+                Figure(f"Excess over {index}, %", {"data": traces, "layout": plot_layout(x="date")})
+            )
     return figures
 
 
@@ -250,7 +253,7 @@ def _curve(
             averaged = together.group_by("epoch").agg(pl.selectors.numeric().mean()).sort("epoch")
             trace = line(results, label, averaged["epoch"].to_list(), averaged[metric].to_list())
             traces.append(trace | {"meta": _axes(averaged)})
-    layout = _layout(x="epoch", height=height)
+    layout = plot_layout(x="epoch", height=height)
     layout["yaxis"]["rangemode"] = rangemode
     if rows["epoch"].n_unique() <= 12:
         layout["xaxis"]["dtick"] = 1  # no ticks between epochs
@@ -304,7 +307,8 @@ def line(results: Results, label: str, x: Sequence[Any], y: Sequence[float | Non
     }
 
 
-def _layout(x: str = "", height: int = 300, y_range: Sequence[float] | None = None) -> dict[str, Any]:
+def plot_layout(x: str = "", height: int = 300, y_range: Sequence[float] | None = None) -> dict[str, Any]:
+    """The layout of a figure on this page; ``x`` is the title of its axis, ``"date"`` for dates."""
     axis = {
         "gridcolor": "var(--grid)",
         "linecolor": "var(--grid)",

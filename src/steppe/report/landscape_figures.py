@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from steppe.report.figures import Figure
-from steppe.report.landscapes import Landscapes, Panel
+from steppe.report.landscapes import Landscapes, Panel, sample_of
 
 __all__ = ["contours", "levels", "scale"]
 
@@ -43,16 +44,16 @@ def levels(panels: Sequence[Panel]) -> list[float]:
     return sorted(value for value in rounded if values.min() < value < values.max())
 
 
-def contours(landscapes: Landscapes, part: str, seed: int) -> list[Figure]:
+def contours(landscapes: Landscapes, part: str, seed: int, plane: str = "trajectory") -> list[Figure]:
     """Per optimizer: its surface on each split beside the others, with its trajectory; one scale for all."""
-    pairs = landscapes.panels(part, seed)
+    pairs = landscapes.panels(part, seed, plane)
     shared = levels([panel for pair in pairs.values() for panel in pair.values()])
     return [Figure(label, _pair(landscapes, pair, shared), optimizer=label) for label, pair in pairs.items()]
 
 
-def scale(landscapes: Landscapes, part: str, seed: int) -> Figure | None:
+def scale(landscapes: Landscapes, part: str, seed: int, plane: str = "trajectory") -> Figure | None:
     """The colours of the contours and the losses they stand for; None if the loss is the same everywhere."""
-    pairs = landscapes.panels(part, seed)
+    pairs = landscapes.panels(part, seed, plane)
     shared = levels([panel for pair in pairs.values() for panel in pair.values()])
     if not shared:
         return None
@@ -79,7 +80,9 @@ def scale(landscapes: Landscapes, part: str, seed: int) -> Figure | None:
         "xaxis": bare | {"tickvals": list(range(1, n + 1)), "ticktext": texts, "tickangle": 0},
         "yaxis": bare | {"visible": False},
     }
-    return Figure("Loss", {"data": [band], "layout": layout})
+    here = (pl.col("part") == part) & (pl.col("seed") == seed) & (pl.col("plane") == plane)
+    title = f"Loss on {sample_of(landscapes.surface.filter(here))}"
+    return Figure(title, {"data": [band], "layout": layout})
 
 
 def _pair(landscapes: Landscapes, pair: Mapping[str, Panel], shared: Sequence[float]) -> dict[str, Any]:
@@ -143,7 +146,7 @@ def _contour(panel: Panel, shared: Sequence[float]) -> dict[str, Any]:
 
 def _way(landscapes: Landscapes, panel: Panel) -> list[dict[str, Any]]:
     """The trajectory, a dark line under a light one so that it is seen on every colour."""
-    way = landscapes.way(panel.trial)
+    way = landscapes.way(panel)
     if way.is_empty():
         return []
     line = {"type": "scatter", "x": way["x"].to_list(), "y": way["y"].to_list()}
@@ -199,7 +202,8 @@ def _axis(domain: Sequence[float], grid: Floats) -> dict[str, Any]:
         "range": [float(grid[0]), float(grid[-1])],
         "showgrid": False,
         "zeroline": False,
-        "nticks": 5,
+        "nticks": 6,
+        "ticklabeloverflow": "hide past domain",  # labels of two panels would meet
         "ticklen": 3,
         "tickcolor": "var(--grid)",
         "automargin": True,

@@ -5,13 +5,60 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from steppe.report.cells import number
-from steppe.report.landscapes import Landscapes, Taken, facts_of
+import polars as pl
 
-__all__ = ["cautions", "judge_flatness"]
+from steppe.report.cells import number
+from steppe.report.landscapes import Landscapes, Taken, facts_of, sample_of
+from steppe.study.statistics import FEWEST
+
+__all__ = ["HEADINGS", "cautions", "density_note", "how_to_read", "judge_flatness"]
 
 NOISE = 2.0
 """Standard errors by which two measurements must differ to be called different."""
+
+
+HEADINGS = {
+    "trajectory": "The loss in the plane of each training",
+    "random": "The loss in a random plane through the kept weights",
+    "eigenvectors": "The loss in the plane of the two leading Hessian eigenvectors",
+}
+
+_AXES = {
+    "trajectory": "White: the weights after each epoch, which leave the plane a little and are projected on it. Its "
+    "axes are distances between weights along the first two principal components of the trajectory about the kept "
+    "weights.",
+    "random": "Axes of a random plane: two random directions, the same draw for every optimizer, each filter of them "
+    "scaled to the length of the same filter of the weights (Li et al. 2018). At 1 the weights have moved by as much "
+    "as they are long.",
+    "eigenvectors": "Axes of the eigenvectors’ plane: the two directions in which the train loss is bent upwards most, "
+    "on the test panels too. At 0.01 the weights have moved by a hundredth of their length.",
+}
+
+
+def how_to_read(landscapes: Landscapes) -> list[str]:
+    """What the marks and the axes of the panels are, of the planes there are."""
+    planes = dict.fromkeys(plane for part in landscapes.parts for _, plane in landscapes.views(part))
+    if not planes:
+        return []
+    marks = (
+        "Diamond: the weights that are kept, where the axes meet. Cross: the lowest loss of the panel. Contours and "
+        "colours stand for the same losses in all panels under one scale; they are not equally far apart in loss."
+    )
+    return [marks, *(_AXES[plane] for plane in planes)]
+
+
+def density_note(landscapes: Landscapes) -> str:
+    """How the spectral densities were found; empty where there are none."""
+    if landscapes.density.is_empty():
+        return ""
+    rough = landscapes.density.filter(~pl.col("converged"))["optimizer"].unique(maintain_order=True).to_list()
+    return (
+        f"By stochastic Lanczos quadrature from a few random vectors, on {sample_of(landscapes.density)}, smoothed "
+        "alike by a normal curve with a hundredth of the widest spectrum as standard deviation. The scale is "
+        "logarithmic: nearly all eigenvalues are close to zero, and humps far out are single ones. What is less than a "
+        "tenth of a single eigenvalue is left out."
+        + (f" The ends of the spectrum of {_list(rough)} did not converge." if rough else "")
+    )
 
 
 def judge_flatness(landscapes: Landscapes) -> list[str]:
@@ -91,13 +138,13 @@ def _error(taken: Taken) -> float:
 def _losses(landscapes: Landscapes, part: str) -> dict[str, tuple[float, float]]:
     """Optimizer -> train and test loss at the kept weights, on the first seed with surfaces."""
     gaps = landscapes.gaps(part)
-    found: dict[str, tuple[float, float]] = {}
-    for seed in landscapes.seeds(part)[:1]:
-        for label, pair in landscapes.panels(part, seed).items():
-            trial = next(iter(pair.values())).trial
-            if trial in gaps:
-                found[label] = gaps[trial]
-    return found
+    return {
+        label: gaps[panel.trial]
+        for view in landscapes.views(part)[:1]
+        for label, pair in landscapes.panels(part, *view).items()
+        for panel in pair.values()
+        if panel.trial in gaps
+    }
 
 
 def _association(landscapes: Landscapes, part: str) -> list[str]:
@@ -107,9 +154,12 @@ def _association(landscapes: Landscapes, part: str) -> list[str]:
     most = max(link.association.n for link in links)
     shown = [link for link in links if link.shown]
     if not any(math.isfinite(link.p_holm) for link in links):
+        if most < FEWEST:
+            chance = f"once in {math.factorial(most) // 2}" if most > 2 else "always"
+            why = f"chance alone orders {most} perfectly, one way or the other, {chance}"
+            return [f"{most} trials are too few to say whether flatter ones generalise better: {why}."]
         return [
-            f"{most} trials are too few to say whether flatter ones generalise better: an interval takes five, a firm "
-            "one many more."
+            f"Across {most} trials no measure or no outcome varies: nothing can be said of generalisation."
         ]
     if not shown:
         return [
@@ -127,10 +177,12 @@ def _association(landscapes: Landscapes, part: str) -> list[str]:
                     for link in told
                 )
                 n = max(link.association.n for link in told)
+                perfect = any(abs(link.association.tau) == 1 for link in told)
                 sentences.append(
                     f"Judged by {outcome} across {n} trials, flatter ones generalise {word} by {len(told)} of "
                     f"{len(among)} measures, more than chance explains if trials count as independent. "
                     f"Kendall’s τ: {taus}."
+                    + (" ±1 is a perfect order of few trials, not a certainty." if perfect else "")
                 )
     return sentences
 
@@ -143,11 +195,25 @@ def cautions(landscapes: Landscapes) -> list[str]:
         "λmax, the trace and others marked * change when one layer is scaled up and the next down, which leaves "
         "the function as it is (Dinh et al. 2017). The adaptive measures beside them do not.",
     ]
-    if not landscapes.surface.is_empty():
+    planes = {plane for part in landscapes.parts for _, plane in landscapes.views(part)}
+    if planes:
         sentences.append(
             "A panel is a plane of two among thousands of directions, and each trial has a plane of its own: only what "
-            "happens in it is comparable, at equal distances. Two axes explain most of a random walk too, so their "
-            "share says little by itself."
+            "happens in it is comparable, at equal distances."
+            + (
+                " Two axes explain most of a random walk too, so their share says little by itself."
+                if "trajectory" in planes
+                else ""
+            )
+        )
+    if "random" in planes:
+        sentences.append(
+            "Random directions hardly meet the few sharp ones: a random plane looks flatter than the loss is."
+        )
+    if not landscapes.lines.is_empty():
+        sentences.append(
+            "A barrier belongs to two sets of weights: exchanging the units of one of them changes the way between "
+            "them, not what either computes."
         )
     sentences.append(
         "Trials that share an optimizer or a seed are not independent, so intervals of τ are on the narrow side and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +18,25 @@ from steppe.report.series import mean
 from steppe.study.statistics import Association, holm, kendall
 from steppe.study.store import Store
 
-__all__ = ["MEASURES", "SPLITS", "Landscapes", "Link", "MeasureFacts", "Panel", "Taken", "facts_of"]
+__all__ = [
+    "MEASURES",
+    "PLANES",
+    "SPLITS",
+    "Landscapes",
+    "Link",
+    "MeasureFacts",
+    "Panel",
+    "Taken",
+    "facts_of",
+    "sample_of",
+]
 
 Floats = NDArray[np.float64]
 
 SPLITS = ("train", "validation", "test")
+
+PLANES = ("trajectory", "random", "eigenvectors")
+"""Of surfaces, in the page's order."""
 
 
 class MeasureFacts(NamedTuple):
@@ -66,6 +81,7 @@ class Panel:
 
     Attributes:
         trial: whose plane it is.
+        plane: one of `PLANES`.
         x, y: coordinates of the grid.
         loss: ``[ny, nx]``.
     """
@@ -73,6 +89,7 @@ class Panel:
     trial: str
     optimizer: str
     split: str
+    plane: str
     x: Floats
     y: Floats
     loss: Floats
@@ -139,61 +156,83 @@ class Landscapes:
 
     Attributes:
         results: the study they belong to.
-        surface, path, axes, measures: the tables ``landscape_surface``, ``landscape_path``, ``landscape_axes`` and
-            ``measures``.
+        surface, path, axes, eigenvalues, lines, density, measures: the tables of `steppe.study.landscape`; a surface's
+            ``kind`` is the ``plane`` here.
     """
 
     results: Results
     surface: pl.DataFrame
     path: pl.DataFrame
     axes: pl.DataFrame
+    eigenvalues: pl.DataFrame
+    lines: pl.DataFrame
+    density: pl.DataFrame
     measures: pl.DataFrame
 
     @classmethod
     def of(cls, store: Store, results: Results) -> Landscapes:
         """Read a store."""
         names = store.tables()
-        # an earlier plan may have left more
-        own = pl.col("trial").is_in([trial.id for trial in results.trials])
-        about = {"trial": pl.String, "optimizer": pl.String, "seed": pl.Int64, "part": pl.String}
-        tables = ("landscape_surface", "landscape_path", "landscape_axes", "measures")
+        trials = [trial.id for trial in results.trials]
+
+        def own(name: str) -> pl.DataFrame:
+            if name not in names:
+                about = {"trial": pl.String, "optimizer": pl.String, "seed": pl.Int64, "part": pl.String}
+                return pl.DataFrame(schema=about)
+            table = store.table(name)
+            # an earlier plan may have left more
+            ends = [column for column in ("trial", "origin") if column in table.columns]
+            return table.filter(pl.all_horizontal(pl.col(ends).is_in(trials)))
+
+        surface = own("landscape_surface")
+        if "kind" in surface.columns:
+            surface = surface.with_columns(pl.col("kind").replace("pca", "trajectory").alias("plane"))
         return cls(
             results,
-            *(store.table(n).filter(own) if n in names else pl.DataFrame(schema=about) for n in tables),
+            surface,
+            path=own("landscape_path"),
+            axes=own("landscape_axes"),
+            eigenvalues=own("landscape_eigenvalues"),
+            lines=own("landscape_line"),
+            density=own("landscape_density"),
+            measures=own("measures"),
         )
 
     @cached_property
     def parts(self) -> list[str]:
-        """Parts with a surface or a measure, in the plan's order."""
-        found = {*self.surface["part"], *self.measures["part"]}
+        """Parts with a surface, a line, a density or a measure, in the plan's order."""
+        tables = (self.surface, self.lines, self.density, self.measures)
+        found = {part for table in tables for part in table["part"]}
         return [part for part in self.results.parts if part in found]
 
-    def seeds(self, part: str) -> list[int]:
-        """Seeds with a surface, in order."""
-        return sorted(self.surface.filter(pl.col("part") == part)["seed"].unique())
+    def views(self, part: str) -> list[tuple[int, str]]:
+        """Seed and plane of the surfaces there are, in the page's order."""
+        found = {(seed, plane) for at, seed, plane in self._panels if at == part}
+        return sorted(found, key=lambda view: (PLANES.index(view[1]), view[0]))
 
-    def panels(self, part: str, seed: int) -> dict[str, dict[str, Panel]]:
+    def panels(self, part: str, seed: int, plane: str = "trajectory") -> dict[str, dict[str, Panel]]:
         """Optimizer -> split -> its surface, optimizers in the study's order."""
-        found: dict[str, dict[str, Panel]] = {}
-        for label in self.results.optimizers:
-            for split in SPLITS:
-                if (panel := self._panels.get((part, seed, label, split))) is not None:
-                    found.setdefault(label, {})[split] = panel
-        return found
+        return self._panels.get((part, seed, plane), {})
 
     @cached_property
-    def _panels(self) -> dict[tuple[str, int, str, str], Panel]:
+    def _panels(self) -> dict[tuple[str, int, str], dict[str, dict[str, Panel]]]:
         if self.surface.is_empty():
             return {}
-        keys = ("part", "seed", "optimizer", "split")
-        return {
-            (str(part), int(seed), str(label), str(split)): _panel(rows.sort("y", "x"))
-            for (part, seed, label, split), rows in self.surface.partition_by(*keys, as_dict=True).items()
-        }
+        keys = ("part", "seed", "plane", "optimizer", "split")
+        tables = self.surface.partition_by(*keys, as_dict=True)
+        found: dict[tuple[str, int, str], dict[str, dict[str, Panel]]] = {}
+        for (part, seed, plane), label, split in itertools.product(
+            dict.fromkeys(key[:3] for key in tables), self.results.optimizers, SPLITS
+        ):
+            if (rows := tables.get((part, seed, plane, label, split))) is not None:
+                pairs = found.setdefault((str(part), int(seed), str(plane)), {})
+                pairs.setdefault(label, {})[split] = _panel(rows.sort("y", "x"))
+        return found
 
-    def way(self, trial: str) -> pl.DataFrame:
-        """``epoch``, ``x`` and ``y`` of a trial's weights in its plane."""
-        return self.path.filter(pl.col("trial") == trial).sort("epoch")
+    def way(self, panel: Panel) -> pl.DataFrame:
+        """``epoch``, ``x`` and ``y`` of a trial's weights in the plane of its trajectory; empty in any other plane."""
+        own = (pl.col("trial") == panel.trial) & (panel.plane == "trajectory")
+        return self.path.filter(own).sort("epoch") if "epoch" in self.path.columns else self.path
 
     def keys(self, part: str) -> list[str]:
         """Measures of a part, those the page knows in its order, then the others."""
@@ -242,11 +281,15 @@ class Landscapes:
         return rows
 
     def gaps(self, part: str) -> dict[str, tuple[float, float]]:
-        """Trial -> its train and its test loss at the kept weights, of the trials with both surfaces."""
+        """Trial -> its train and its test loss at the kept weights, of the trials with both surfaces.
+
+        Of one plane per seed, the first of `PLANES`: those of others may be on other dates.
+        """
+        views = dict(reversed(self.views(part)))
         return {
             pair["train"].trial: (pair["train"].at_origin, pair["test"].at_origin)
-            for seed in self.seeds(part)
-            for pair in self.panels(part, seed).values()
+            for view in views.items()
+            for pair in self.panels(part, *view).values()
             if {"train", "test"} <= set(pair)
         }
 
@@ -320,11 +363,19 @@ class Landscapes:
         return said
 
 
+def sample_of(table: pl.DataFrame) -> str:
+    """What the rows of a table were computed on, in words."""
+    found = table.select("dates", "stocks").unique().rows()
+    if len(found) > 1:
+        return "samples of dates and stocks that differ"
+    return "{} dates of up to {} stocks".format(*found[0])
+
+
 def _panel(rows: pl.DataFrame) -> Panel:
     x, y = (np.sort(rows[axis].unique().to_numpy()) for axis in ("x", "y"))
     loss = rows["loss"].cast(pl.Float64).to_numpy().reshape(len(y), len(x))
-    trial, label, split = (str(rows[name][0]) for name in ("trial", "optimizer", "split"))
-    return Panel(trial, label, split, x, y, loss)
+    trial, label, split, plane = (str(rows[name][0]) for name in ("trial", "optimizer", "split", "plane"))
+    return Panel(trial, label, split, plane, x, y, loss)
 
 
 def _cell(grid: Floats) -> tuple[int, float]:

@@ -31,9 +31,18 @@ class LandscapeSpec(BaseModel):
 
     Attributes:
         optimizers: labels; empty for all.
-        seeds: empty for the study's first. Surfaces are drawn for the first one, measures taken for all.
+        seeds: empty for the study's first. Surfaces, densities and lines between optimizers are drawn for the first
+            one, measures taken for all.
         part: of the problem; None for the last daily one, or the last of all.
-        surfaces: whether to draw the loss in the plane of each trial's training, on train and test data.
+        surfaces: whether to draw the loss in a plane through each trial's weights, on train and test data.
+        plane: of the surfaces. ``"trajectory"``: the one that holds most of the trial's way through training;
+            ``"random"``: two filter-normalised directions (Li et al. 2018), the same draw for every optimizer;
+            ``"eigenvectors"``: the two leading ones of the train loss's Hessian. One by one, a study may have all.
+        lines: the loss on straight ways between trained weights, on train and test data, with the barrier.
+            ``"optimizers"``: from the baseline (the first one where it is not among them) to each other optimizer of
+            the same seed; ``"seeds"``: from the first seed to each other seed of the same optimizer.
+        density: whether to estimate the spectral density of the Hessian of the train loss; about 45 CPU seconds
+            more.
         measures: keys of `steppe.landscape.measures.MEASURES`; by default curvature, sharpness along the gradient and
             on average, and across time.
         measure_on: splits to take them on.
@@ -48,6 +57,9 @@ class LandscapeSpec(BaseModel):
     seeds: tuple[int, ...] = ()
     part: str | None = None
     surfaces: bool = True
+    plane: Literal["trajectory", "random", "eigenvectors"] = "trajectory"
+    lines: tuple[Literal["optimizers", "seeds"], ...] = ()
+    density: bool = False
     measures: tuple[str, ...] = (
         "lambda_max",
         "trace",
@@ -60,6 +72,14 @@ class LandscapeSpec(BaseModel):
     dates: int = Field(default=12, ge=1)
     stocks: int = Field(default=125, ge=20)
     resolution: int = Field(default=25, ge=2)
+
+    @model_validator(mode="after")
+    def _two_ends(self) -> LandscapeSpec:
+        if "optimizers" in self.lines and len(self.optimizers) == 1:
+            raise ValueError("lines between optimizers need two of them or more")
+        if "seeds" in self.lines and len(self.seeds) < 2:
+            raise ValueError("lines between seeds need two of them or more: name them in seeds")
+        return self
 
 
 class StudySpec(BaseModel):
@@ -107,6 +127,8 @@ class StudySpec(BaseModel):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} repeat themselves")
         if self.landscape:
+            if "optimizers" in self.landscape.lines and len(self.optimizers) < 2:
+                raise ValueError("[landscape] lines between optimizers need two of them or more")
             for what, wanted, known in (
                 ("optimizer", self.landscape.optimizers, self.optimizers),
                 ("seed", self.landscape.seeds, self.seeds),
