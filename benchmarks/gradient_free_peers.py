@@ -15,7 +15,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 from gradient_free_losses import POPULATION, Array, Counted
 
-from steppe.optim.gradient_free.cma_es import default_population
+from steppe.optim.gradient_free.strategy import default_population
 
 Runner = Callable[[Counted], None]
 

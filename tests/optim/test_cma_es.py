@@ -14,8 +14,9 @@ from torch import Tensor
 
 from steppe.core.errors import SpecError
 from steppe.optim.gradient_free import restarts as runs
-from steppe.optim.gradient_free.cma_es import CMAES, default_population, strategy
+from steppe.optim.gradient_free.cma_es import CMAES
 from steppe.optim.gradient_free.populations import reflect
+from steppe.optim.gradient_free.strategy import default_population, strategy
 
 
 def sphere(x: Tensor) -> Tensor:
@@ -51,7 +52,10 @@ def spend(optimizer: CMAES, fn: Callable[[Tensor], Tensor], evaluations: int, go
 
 
 def tutorial(m: dict[str, Any], z: np.ndarray, values: np.ndarray, separable: bool) -> dict[str, Any]:
-    """Figure 6 and table 1 of arXiv:1604.00772 in loops, C^(-1/2) by an eigendecomposition of its own."""
+    """Figure 6 and table 1 of arXiv:1604.00772 in loops, C^(-1/2) by an eigendecomposition of its own.
+
+    The separable form's step size is that of two points.
+    """
     lam, n = z.shape
     mu = lam // 2
     raw = [math.log((lam + 1) / 2) - math.log(i) for i in range(1, lam + 1)]
@@ -80,6 +84,20 @@ def tutorial(m: dict[str, Any], z: np.ndarray, values: np.ndarray, separable: bo
     p_sigma = (1 - csigma) * m["path_s"].numpy() + math.sqrt(csigma * (2 - csigma) * mueff) * inverse @ step
     expected = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))
     norm = float(np.linalg.norm(p_sigma))
+    growth = csigma / dsigma * (norm / expected - 1)
+    two_points = {}
+    if separable:
+        trend = 0.0
+        if m["shift"].any():
+            ranks = [sum(values < values[i]) for i in (0, 1)]
+            q = (ranks[1] - ranks[0]) / (lam - 1)
+            trend = 0.7 * m["trend"] + 0.3 * np.sign(q) * abs(q) ** 0.5
+            assert z[0] == pytest.approx(-z[1])
+            assert inverse @ m["shift"].numpy() / np.linalg.norm(
+                inverse @ m["shift"].numpy()
+            ) == pytest.approx(z[0] / np.linalg.norm(z[0]))
+        growth = trend / (0.7 + 2 * math.log(n))
+        two_points = {"trend": trend, "shift": sigma * step}
     h = float(norm / math.sqrt(1 - (1 - csigma) ** (2 * g)) < (1.4 + 2 / (n + 1)) * expected)
     p_c = (1 - cc) * m["path_c"].numpy() + h * math.sqrt(cc * (2 - cc) * mueff) * step
     rank = np.zeros((n, n))
@@ -91,8 +109,9 @@ def tutorial(m: dict[str, Any], z: np.ndarray, values: np.ndarray, separable: bo
         "mean": m["mean"].numpy() + sigma * step,
         "path_s": p_sigma,
         "path_c": p_c,
-        "sigma": sigma * math.exp(csigma / dsigma * (norm / expected - 1)),
+        "sigma": sigma * math.exp(growth),
         "cov": np.diag(new) if separable else new,
+        **two_points,
     }
 
 

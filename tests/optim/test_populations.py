@@ -221,7 +221,7 @@ def test_differential_evolution_is_its_formula(strategy):
         for i in range(6):
             r = [losses.argmin(), *picked[:, i]] if strategy == "best1bin" else picked[:, i]
             for j in range(3):
-                if chance[i, j] < 0.7 or j == always[i]:
+                if chance[i, j] < 0.9 or j == always[i]:
                     y = members[r[0], j] + factor * (members[r[1], j] - members[r[2], j])
                     y = 2 * low - y if y < low else y
                     y = 2 * high - y if y > high else y

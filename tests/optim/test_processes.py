@@ -9,7 +9,6 @@ import torch
 from steppe.core.errors import SolverError, SpecError
 from steppe.core.objective import Cost
 from steppe.optim import PSO, Processes
-from steppe.optim.gradient_free.base import ValuesClosure
 
 
 def make(shift=0.0):
@@ -44,7 +43,6 @@ def test_many_processes_give_the_order_and_the_bits_of_one(weights):
     optimizers = [PSO(weights, population=6, seed=seed) for seed in (1, 1)]
     assert torch.equal(optimizers[0].ask(), optimizers[1].ask())  # both start here
     with Processes(functools.partial(make, 0.5), weights, workers=2, cost=cost) as closure:
-        assert isinstance(closure, ValuesClosure)
         theta = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         assert torch.equal(closure.values(theta), torch.stack([alone(row) for row in theta]))
         assert closure() == alone(torch.zeros(4, dtype=torch.float64))

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
 from steppe.core.flat import assign, flatten
@@ -126,21 +126,31 @@ class Objective:
         return self._one_by_one(theta)
 
     def _together(self, theta: Tensor, rows: int) -> Tensor:
-        named = {f"model.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
-        sizes = [parameter.numel() for parameter in named.values()]
-        stacks = {
-            name: part.reshape(-1, *parameter.shape).to(parameter)
-            for (name, parameter), part in zip(named.items(), theta.split(sizes, dim=1), strict=True)
-        }
-        evaluated = vmap(
-            lambda weights: functional_call(_Loss(self.model, self.loss), weights, (self.batch,)),
-            randomness="same",
-        )
-        start = _streams(self.parameters)
+        places = _places(self.model)
+        stacks = [
+            part.reshape(-1, *parameter.shape).to(parameter)
+            for parameter, part in zip(
+                places, theta.split([parameter.numel() for parameter in places], dim=1), strict=True
+            )
+        ]
+
+        def loss(*weights: Tensor) -> Tensor:
+            for weight, at in zip(weights, places.values(), strict=True):
+                for module, name in at:
+                    module._parameters[name] = weight  # type: ignore[assignment]
+            return self.loss(self.model, self.batch)
+
+        start = _streams(places)
         losses = []
-        for first in range(0, len(theta), rows):
-            _rewind(start)
-            losses.append(evaluated({name: stack[first : first + rows] for name, stack in stacks.items()}))
+        try:
+            for first in range(0, len(theta), rows):
+                _rewind(start)
+                chunk = [stack[first : first + rows] for stack in stacks]
+                losses.append(vmap(loss, randomness="same")(*chunk))
+        finally:
+            for parameter, at in places.items():
+                for module, name in at:
+                    module._parameters[name] = parameter
         return torch.cat(losses)
 
     def _one_by_one(self, theta: Tensor) -> Tensor:
@@ -163,15 +173,17 @@ _ROWS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 step, a model for all."""
 
 
-class _Loss(nn.Module):
-    """A loss as a module around its model, so that `functional_call` can replace the weights under both."""
+def _places(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
+    """Each trainable parameter, in the order of `Objective.parameters`, and where it stands (tied: more than once).
 
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss(self.model, batch)
+    `torch.func.functional_call` finds this out several times a call, which takes longer than a small model's loss.
+    """
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                places.setdefault(parameter, []).append((module, name))
+    return places
 
 
 class _Largest(TorchFunctionMode):

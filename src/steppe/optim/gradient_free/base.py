@@ -6,7 +6,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ Bounds: TypeAlias = tuple[float | Sequence[float] | Tensor, float | Sequence[flo
 _SEARCH = "search"
 
 
-@runtime_checkable
 class ValuesClosure(Protocol):
     """A closure that evaluates many weight vectors together, as `steppe.core.Objective` does."""
 
@@ -43,8 +42,9 @@ def population_values(closure: Callable[[], Any], params: Sequence[Tensor], thet
     A closure with ``values`` over these parameters evaluates them together; any other one is called once per row with
     that row in the parameters, which are put back. What is not finite counts as plus infinity.
     """
-    together: Any = closure
-    if isinstance(together, ValuesClosure) and _same(together.parameters, params):
+    together = cast(ValuesClosure, closure)
+    # not isinstance: for a protocol that takes as long as the rest of a small step
+    if hasattr(closure, "values") and _same(getattr(closure, "parameters", ()), params):
         found = together.values(theta).detach().to("cpu", torch.float64)
     else:
         before = flatten(params)
@@ -142,12 +142,12 @@ class GradientFree(Optimizer, ABC):
         Raises:
             ValueError: as many losses are needed as there were candidates.
         """
-        self._take(self.ask(), values.detach().to("cpu", torch.float64))
+        values = values.detach().to("cpu", torch.float64)
+        self._take(self.ask(), torch.where(values.isfinite(), values, math.inf))
 
     def _take(self, theta: Tensor, values: Tensor) -> None:
         if values.shape != theta.shape[:1]:
             raise ValueError(f"need {len(theta)} losses, one per candidate, got shape {list(values.shape)}")
-        values = torch.where(values.isfinite(), values, math.inf)
         least = int(values.argmin())
         memory = self.update(theta, values)
         if float(values[least]) < self.best_value:

@@ -1,17 +1,19 @@
 """CMA-ES: a normal distribution that learns, from the ranks of its samples, where to look next and how far.
 
 Hansen 2016/2023, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772; the separable form is Ros & Hansen 2008,
-"A Simple Modification in CMA-ES Achieving Linear Time and Space Complexity".
+"A Simple Modification in CMA-ES Achieving Linear Time and Space Complexity", with the step size of Hansen, Atamna &
+Auger 2014, "How to Assess Step-Size Adaptation Mechanisms in Randomised Search".
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import Any
+from dataclasses import asdict
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from steppe.core.errors import SpecError, unknown
@@ -20,86 +22,17 @@ from steppe.optim.gradient_free import restarts as runs
 from steppe.optim.gradient_free.base import Bounds, GradientFree
 from steppe.optim.gradient_free.populations import reflect
 from steppe.optim.gradient_free.restarts import Run
+from steppe.optim.gradient_free.strategy import default_population, strategy
 
-__all__ = ["CMAES", "LARGEST_FULL", "Strategy", "default_population", "strategy"]
+__all__ = ["CMAES", "LARGEST_FULL"]
+
+Array: TypeAlias = NDArray[np.float64]
 
 LARGEST_FULL = 2000
 """Most weights for a full covariance: its decomposition takes seconds there, and its memory grows with the square."""
 
 _WORST_AXES = 1e7  # longest axis over shortest: a condition of 1e14
 _DIVERGED = 1e4  # times the first standard deviation
-
-
-def default_population(dim: int) -> int:
-    """lambda = 4 + floor(3 ln n), equation 48."""
-    return 4 + int(3 * math.log(dim))
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """What the tutorial's table 1 sets from dimension and population.
-
-    Attributes:
-        weights: of the candidates from best to worst ``[population]``; those of the worse half are negative.
-        total: their sum.
-        mass: effective number of parents, mu_eff.
-        cs, ds: rate and damping of the step size.
-        cc, c1, cmu: rates of the evolution path, of the rank-one and of the rank-mu update.
-        length: expected length of a standard normal vector.
-        gap: generations between two decompositions of the covariance.
-    """
-
-    weights: Tensor
-    total: float
-    mass: float
-    cs: float
-    ds: float
-    cc: float
-    c1: float
-    cmu: float
-    length: float
-    gap: int
-
-    @property
-    def parents(self) -> int:
-        """Number of candidates with a positive weight, mu."""
-        return len(self.weights) // 2
-
-
-@lru_cache(maxsize=64)
-def strategy(dim: int, population: int, separable: bool = False) -> Strategy:
-    """Table 1 of the tutorial (equations 49 to 58).
-
-    The separable form learns (n + 2) / 3 times faster. The covariance is decomposed every 1 / (2 n (c1 + cmu))
-    generations, as pycma does; the tutorial says 10 in place of 2.
-    """
-    n = dim
-    raw = math.log((population + 1) / 2) - torch.arange(1, population + 1, dtype=torch.float64).log()
-    parents = population // 2
-    better, worse = raw[:parents], raw[parents:]
-    mass, mass_worse = (float(part.sum() ** 2 / part.square().sum()) for part in (better, worse))
-
-    cs = (mass + 2) / (n + mass + 5)
-    ds = 1 + 2 * max(0.0, math.sqrt((mass - 1) / (n + 1)) - 1) + cs
-    cc = (4 + mass / n) / (n + 4 + 2 * mass / n)
-    faster = (n + 2) / 3 if separable else 1.0
-    c1 = min(1.0, faster * 2 / ((n + 1.3) ** 2 + mass))
-    cmu = min(1 - c1, faster * 2 * (1 / 4 + mass + 1 / mass - 2) / ((n + 2) ** 2 + mass))
-
-    negative = min(1 + c1 / cmu, 1 + 2 * mass_worse / (mass + 2), (1 - c1 - cmu) / (n * cmu))
-    weights = torch.where(raw >= 0, raw / better.sum(), negative * raw / raw.clamp(max=0).sum().abs())
-    return Strategy(
-        weights=weights,
-        total=float(weights.sum()),
-        mass=mass,
-        cs=cs,
-        ds=ds,
-        cc=cc,
-        c1=c1,
-        cmu=cmu,
-        length=math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n**2)),
-        gap=max(1, int(1 / (2 * n * (c1 + cmu)))),
-    )
 
 
 class CMAES(GradientFree):
@@ -117,6 +50,17 @@ class CMAES(GradientFree):
     with w'_k = w_k, for negative weights n w_k / |C^(-1/2) y_k|^2, and h = 0 while p_s is long. The root of C is the
     symmetric one, so that C^(-1/2) y_k is z_k. When the best and the 0.7 lambda-th loss are equal, sigma grows by
     exp(0.2 + cs / ds).
+
+    The separable form, meant for many weights, takes its step size from two points instead: the path p_s of length
+    sqrt(n) needs about n generations to learn anything. Two of the candidates go along the last step of the mean,
+    forth and back, as long as random ones, and sigma grows when the one that goes on ranks better (section 3.3)::
+
+        z_1 = -z_2 = |z_1| C^(-1/2) (m - m_last) / |C^(-1/2) (m - m_last)|
+        q = (rank(x_2) - rank(x_1)) / (lambda - 1)        s <- 0.7 s + 0.3 sign(q) |q|^(1/2)
+        sigma <- sigma exp(s / d)                         d = 0.7 + 2 ln n
+
+    The paper has q itself and d = sqrt(n); root and logarithm are pycma's, and converge faster from a start that is
+    too wide.
 
     Only ranks count, so a strictly increasing transform of the loss changes nothing but where `tolfun` stops.
 
@@ -176,6 +120,7 @@ class CMAES(GradientFree):
             "tolfun": tolfun,
             "tolx": tolx,
         }
+        self._drawn: tuple[dict[str, Any], Tensor] | None = None
         super().__init__(params, defaults, bounds=bounds, seed=seed)
         self._guard()
 
@@ -183,6 +128,11 @@ class CMAES(GradientFree):
     def separable(self) -> bool:
         """Whether the covariance is a diagonal."""
         return bool(self.hyper("covariance") == "separable")
+
+    @property
+    def _arrays(self) -> tuple[str, ...]:
+        always = ("mean", "cov", "root", "path_s", "path_c")
+        return (*always, "shift") if self.separable else always
 
     @property
     def finished(self) -> str:
@@ -203,9 +153,18 @@ class CMAES(GradientFree):
         }
 
     def draw(self) -> Tensor:
-        """The standard normal numbers of this generation ``[population, dim]``."""
-        stream = generator(self.seed, "cma_es", self.memory["restart"], self.generation)
-        return torch.randn(self.memory["run"]["population"], self.dim, generator=stream, dtype=torch.float64)
+        """The candidates in units of the distribution, standard normal but for the separable form's two points
+        ``[population, dim]``."""
+        m = self.memory
+        if self._drawn is None or self._drawn[0] is not m:
+            stream = generator(self.seed, "cma_es", m["restart"], self.generation)
+            # single precision is plenty for a random number, and drawn four times as fast
+            z = torch.randn(m["run"]["population"], self.dim, generator=stream).double()
+            if self.separable and (forth := m["shift"] / m["root"]).any():
+                z[0] = forth * (z[0].norm() / forth.norm())
+                z[1] = -z[0]
+            self._drawn = m, z
+        return self._drawn[1]
 
     def candidates(self) -> Tensor:
         """m + sigma C^(1/2) z, mirrored at the bounds ``[population, dim]``."""
@@ -214,78 +173,79 @@ class CMAES(GradientFree):
 
     def update(self, theta: Tensor, values: Tensor) -> dict[str, Any]:
         """Equations 39 to 47 of the tutorial, from the ranks of ``values [population]``; then the end of the run."""
-        m, n = self.memory, self.dim
-        population = len(values)
+        # in NumPy, whose calls cost half of torch's where there are few weights
+        m = {**self.memory, **{name: self.memory[name].numpy() for name in self._arrays}}
+        n, population = len(m["mean"]), len(values)
         s = strategy(n, population, self.separable)
-        ranked, order = values.sort(stable=True)
-        z = self.draw()[order]
+        losses = values.numpy()
+        order = losses.argsort(kind="stable")
+        z = self.draw().numpy()[order]
         y = _times(z, m["root"])
 
         parents = s.weights[: s.parents]
         mean_z, mean_y = parents @ z[: s.parents], parents @ y[: s.parents]
-        mean = torch.add(m["mean"], mean_y, alpha=m["sigma"])
+        mean = m["mean"] + m["sigma"] * mean_y
 
         age = m["age"] + 1
-        path_s = torch.add((1 - s.cs) * m["path_s"], mean_z, alpha=math.sqrt(s.cs * (2 - s.cs) * s.mass))
-        length = math.sqrt(path_s.dot(path_s).item())
+        path_s = (1 - s.cs) * m["path_s"] + math.sqrt(s.cs * (2 - s.cs) * s.mass) * mean_z
+        length = math.sqrt(path_s @ path_s)
         unbiased = length / math.sqrt(1 - (1 - s.cs) ** (2 * age))
         short = unbiased < (1.4 + 2 / (n + 1)) * s.length
         gain = math.sqrt(s.cc * (2 - s.cc) * s.mass) if short else 0.0
-        path_c = torch.add((1 - s.cc) * m["path_c"], mean_y, alpha=gain)
-        sigma = m["sigma"] * math.exp(s.cs / s.ds * (length / s.length - 1))
+        path_c = (1 - s.cc) * m["path_c"] + gain * mean_y
+        growth = s.cs / s.ds * (length / s.length - 1)
+        points: dict[str, Any] = {}
+        if self.separable:
+            trend = _trend(m["trend"], losses) if m["shift"].any() else 0.0
+            growth, points = trend / (0.7 + 2 * math.log(n)), {"trend": trend, "shift": mean - m["mean"]}
+        sigma = m["sigma"] * math.exp(growth)
 
-        weights = torch.cat([parents, s.weights[s.parents :] * n / z[s.parents :].square().sum(dim=1)])
+        worse = s.weights[s.parents :] * n / (z[s.parents :] ** 2).sum(axis=1)
+        weights = np.concatenate([parents, worse])
         lost = 0.0 if short else s.cc * (2 - s.cc)
         kept = 1 + s.c1 * lost - s.c1 - s.cmu * s.total
         cov = _updated(m["cov"], kept, s.c1, path_c, s.cmu, weights, y)
 
-        losses = ranked.tolist()
-        best, middle, near = losses[0], losses[population // 2], losses[(7 * population - 1) // 10]
+        ranked = losses[order].tolist()
+        best, middle, near = ranked[0], ranked[population // 2], ranked[(7 * population - 1) // 10]
         if best == near < math.inf:
             sigma *= math.exp(0.2 + s.cs / s.ds)
         keep = runs.window(age, n, population) - 1
         bests, medians = [*m["bests"][-keep:], best], [*m["medians"][-keep:], middle]
 
-        following = {
-            **m,
-            "mean": mean,
-            "sigma": sigma,
-            "cov": cov,
-            "path_s": path_s,
-            "path_c": path_c,
-            "age": age,
-            "bests": bests,
-            "medians": medians,
-        }
+        m |= {"mean": mean, "sigma": sigma, "cov": cov, "path_s": path_s, "path_c": path_c, "age": age}
+        m |= {"bests": bests, "medians": medians, **points}
         stop = ""
-        if runs.still(bests, losses[-1], n, population, self.hyper("tolfun")):
+        if runs.still(bests, ranked[-1], n, population, self.hyper("tolfun")):
             stop = "losses equal within tolfun"
         elif age % 10 == 0 and len(bests) > keep and runs.stagnates(bests, medians):
             stop = "losses stagnate"
         elif age >= m["run"]["generations"]:
             stop = "longest run"
         elif age % s.gap == 0:
-            following["root"], stop = self._decomposed(following)
+            m["root"], stop = self._decomposed(m)
+        following = {**m, **{name: torch.from_numpy(m[name]) for name in self._arrays}}
         return self._ended(following, stop) if stop else following
 
-    def _decomposed(self, m: dict[str, Any]) -> tuple[Tensor, str]:
+    def _decomposed(self, m: dict[str, Any]) -> tuple[Array, str]:
         """The root of the covariance, and why the run should end."""
         cov, sigma, axes = m["cov"], m["sigma"], None
         if cov.ndim == 1:
-            root = lengths = cov.clamp(min=0).sqrt()
+            root = lengths = np.sqrt(cov.clip(min=0))
             deviations = sigma * root
         else:
-            spectrum, vectors = torch.linalg.eigh(cov)
-            lengths = spectrum.clamp(min=0).sqrt()
+            # torch's: it keeps to the number of threads that was set
+            spectrum, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(cov)))
+            lengths = np.sqrt(spectrum.clip(min=0))
             scaled = vectors * lengths
-            root, axes, deviations = scaled @ vectors.T, sigma * scaled.T, sigma * cov.diagonal().sqrt()
-        shortest, longest = (side.item() for side in lengths.aminmax())
+            root, axes, deviations = scaled @ vectors.T, sigma * scaled.T, sigma * np.sqrt(cov.diagonal())
+        shortest, longest = float(lengths.min()), float(lengths.max())
         if not longest < _WORST_AXES * shortest:
             return root, "covariance ill-conditioned"
         if sigma * longest > _DIVERGED * m["first_sigma"]:
             return root, "distribution diverges"
         small = self.hyper("tolx") * m["first_sigma"]
-        if sigma * longest < small and sigma * m["path_c"].abs().max().item() < small:
+        if sigma * longest < small and sigma * np.abs(m["path_c"]).max() < small:
             return root, "distribution smaller than tolx"
         return root, runs.without_effect(m["mean"], deviations, axes)
 
@@ -310,6 +270,7 @@ class CMAES(GradientFree):
         deviations = run.spread * self._deviations()
         sigma = float(deviations.max())
         root = deviations / sigma
+        points = {"trend": 0.0, "shift": torch.zeros_like(mean)} if self.separable else {}
         return {
             "run": asdict(run),
             "mean": mean,
@@ -322,6 +283,7 @@ class CMAES(GradientFree):
             "age": 0,
             "bests": [],
             "medians": [],
+            **points,
         }
 
     def _deviations(self) -> Tensor:
@@ -355,18 +317,21 @@ class CMAES(GradientFree):
             )
 
 
-def _times(z: Tensor, root: Tensor) -> Tensor:
+def _times(z: Any, root: Any) -> Any:
     return z * root if root.ndim == 1 else z @ root
 
 
-def _updated(
-    cov: Tensor, kept: float, c1: float, path: Tensor, cmu: float, weights: Tensor, y: Tensor
-) -> Tensor:
+def _trend(trend: float, losses: Array) -> float:
+    """Whether going on was better than going back, lately: from -1 to 1."""
+    ahead = (int((losses < losses[1]).sum()) - int((losses < losses[0]).sum())) / (len(losses) - 1)
+    return 0.7 * trend + 0.3 * math.copysign(math.sqrt(abs(ahead)), ahead)
+
+
+def _updated(cov: Array, kept: float, c1: float, path: Array, cmu: float, weights: Array, y: Array) -> Array:
     """kept cov + c1 path path^T + cmu sum_k weights_k y_k y_k^T, or the diagonal of it."""
     if cov.ndim == 1:
-        return kept * cov + c1 * path.square() + cmu * (weights @ y.square())
-    new = torch.addmm(cov, (weights[:, None] * y).T, y, beta=kept, alpha=cmu)
-    return new.addr_(path, path, alpha=c1)
+        return kept * cov + c1 * path**2 + cmu * (weights @ y**2)
+    return kept * cov + c1 * np.outer(path, path) + cmu * ((weights[:, None] * y).T @ y)
 
 
 def _bytes(number: float) -> str:

@@ -42,9 +42,9 @@ class DifferentialEvolution(GradientFree):
         v = x_best + F (x_r1 - x_r2)      "best1bin"
         trial_j = v_j  if u_j < CR or j = j_i, else x_ij        u_j uniform in [0, 1), j_i drawn from the weights
 
-    A trial outside a bound is mirrored there. Strategy, F and CR default to SciPy's, the paper advises F = 0.5 and
-    CR = 0.1 or 0.9. Unlike SciPy's no member is replaced before the generation is complete, the best of the first
-    population is not polished, and the first member is the given weights.
+    A trial outside a bound is mirrored there. Strategy and F default to SciPy's, CR to the paper's advice for weights
+    that depend on each other (0.1 for others; SciPy has 0.7). Unlike SciPy's no member is replaced before the generation is
+    complete, the best of the first population is not polished, and the first member is the given weights.
 
     Only comparisons of losses are used, so a monotone transform of the loss changes nothing.
 
@@ -69,7 +69,7 @@ class DifferentialEvolution(GradientFree):
         population: int = 40,
         strategy: str = "best1bin",
         mutation: float | Sequence[float] = (0.5, 1.0),
-        crossover: float = 0.7,
+        crossover: float = 0.9,
         spread: float | None = None,
         *,
         bounds: Bounds | None = None,

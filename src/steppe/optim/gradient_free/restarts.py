@@ -11,11 +11,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeAlias
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["MOST_DOUBLINGS", "Run", "after", "stagnates", "still", "without_effect"]
+
+Array: TypeAlias = NDArray[np.float64]
 
 MOST_DOUBLINGS = 9
 """Restarts with a doubled population, in both papers; the search is finished after the last one."""
@@ -92,7 +96,7 @@ def still(bests: Sequence[float], worst: float, dim: int, population: int, tolfu
     return max(max(recent), worst) - min(recent) <= tolfun
 
 
-def without_effect(mean: Tensor, deviations: Tensor, axes: Tensor | None) -> str:
+def without_effect(mean: Array, deviations: Array, axes: Array | None) -> str:
     """Why a step would be lost in rounding; empty if it would not.
 
     Args:
@@ -102,6 +106,6 @@ def without_effect(mean: Tensor, deviations: Tensor, axes: Tensor | None) -> str
     """
     if (mean + 0.2 * deviations == mean).any():
         return "no effect in a coordinate"
-    if axes is not None and (torch.add(mean, axes, alpha=0.1) == mean).all(dim=1).any():
+    if axes is not None and (mean + 0.1 * axes == mean).all(axis=1).any():
         return "no effect along an axis"
     return ""
