@@ -43,8 +43,8 @@ class DifferentialEvolution(GradientFree):
         trial_j = v_j  if u_j < CR or j = j_i, else x_ij        u_j uniform in [0, 1), j_i drawn from the weights
 
     A trial outside a bound is mirrored there. Strategy and F default to SciPy's, CR to the paper's advice for weights
-    that depend on each other (0.1 for others; SciPy has 0.7). Unlike SciPy's no member is replaced before the generation is
-    complete, the best of the first population is not polished, and the first member is the given weights.
+    that depend on each other (0.1 for others; SciPy has 0.7). Unlike SciPy's no member is replaced before the
+    generation is complete, the best of the first population is not polished, and the first member is the given weights.
 
     Only comparisons of losses are used, so a monotone transform of the loss changes nothing.
 
