@@ -1,4 +1,4 @@
-"""A solver in a thread: what it asks for, how it resumes, how it ends."""
+"""A solver in a greenlet: what it asks for, how it resumes, how it ends."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,8 @@ from steppe.core.errors import SpecError
 from steppe.optim.gradient_free.driven import Array, Driven, Ending, Evaluate, Solver, differences
 
 INFINITE = np.full(3, np.inf)
+RUNNING: list[int] = []
+"""An entry for each solver that has begun and not ended."""
 
 
 def rosenbrock(theta: Tensor) -> Tensor:
@@ -42,13 +43,17 @@ class Walk(Driven):
 
         def walk(evaluate: Evaluate) -> Ending:
             x, stream, value = start, np.random.RandomState(3), math.inf
-            for number in range(rounds):
-                if number == fail:
-                    raise ZeroDivisionError("the solver's own")
-                value = float(evaluate(x[None])[0][0])
-                slope = differences(evaluate, x, value, 1e-6, -INFINITE[: len(x)], INFINITE[: len(x)])
-                x = x - rate * slope + rate * stream.normal(size=len(x))
-            return Ending("walked", x, value)
+            RUNNING.append(rounds)
+            try:
+                for number in range(rounds):
+                    if number == fail:
+                        raise ZeroDivisionError("the solver's own")
+                    value = float(evaluate(x[None])[0][0])
+                    slope = differences(evaluate, x, value, 1e-6, -INFINITE[: len(x)], INFINITE[: len(x)])
+                    x = x - rate * slope + rate * stream.normal(size=len(x))
+                return Ending("walked", x, value)
+            finally:
+                RUNNING.pop()
 
         return walk
 
@@ -68,19 +73,6 @@ def run(search: Driven, tells: int | None = None) -> list[Tensor]:
 
 def same(first: list[Tensor], second: list[Tensor]) -> bool:
     return len(first) == len(second) and all(a.equal(b) for a, b in zip(first, second, strict=True))
-
-
-def solver_threads() -> int:
-    return sum(thread.name == "steppe-solver" for thread in threading.enumerate())
-
-
-def wait_for_threads(number: int) -> None:
-    for _ in range(500):
-        gc.collect()
-        if solver_threads() <= number:
-            return
-        time.sleep(0.01)
-    pytest.fail(f"{solver_threads()} solver threads are left, expected {number}")
 
 
 def test_asks_for_points_and_differences_together() -> None:
@@ -149,7 +141,7 @@ def test_the_solvers_exception_surfaces_and_again() -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError, match="the solver's own"):
             search.ask()
-    wait_for_threads(0)
+    assert not RUNNING
 
 
 def test_an_interrupted_wait_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,20 +168,39 @@ def test_infinite_losses_are_ordinary() -> None:
     assert search.best is None
 
 
-def test_threads_end_with_the_optimizer() -> None:
-    wait_for_threads(0)
+def test_solvers_end_with_the_optimizer() -> None:
     searches = [Walk([weights()]) for _ in range(3)]
     for search in searches:
         search.ask()
-    assert solver_threads() == 3
+    assert len(RUNNING) == 3
     del search, searches
-    wait_for_threads(0)
+    gc.collect()
+    assert not RUNNING
 
 
-def test_threads_end_with_the_solver() -> None:
+def test_solvers_end_with_their_search() -> None:
     search = Walk([weights()])
     run(search)
-    wait_for_threads(0)
+    assert not RUNNING
+
+
+def test_goes_on_in_another_thread() -> None:
+    whole = run(Walk([weights()]))
+    search = Walk([weights()])
+    before = run(search, 2)
+    with ThreadPoolExecutor(1) as elsewhere:
+        before += elsewhere.submit(run, search, 3).result()
+    assert same(before + run(search), whole)
+
+
+def test_a_solver_may_drive_another() -> None:
+    whole = run(Walk([weights()]))
+    outer, inner, seen = Walk([weights()]), Walk([weights()]), []
+    while not outer.finished:
+        theta = outer.ask()
+        seen += run(inner, 1)
+        outer.tell(rosenbrock(theta))
+    assert same(seen, whole)
 
 
 def test_the_global_streams_are_not_touched() -> None:

@@ -155,8 +155,8 @@ class Objective:
 
     def _one_by_one(self, theta: Tensor) -> Tensor:
         parameters = self.parameters
-        before = [parameter.clone() for parameter in parameters]
-        start = _streams(parameters)
+        before = flatten(parameters)
+        start = _streams(parameters) if len(theta) > 1 else {}
         losses = []
         try:
             for row in theta:
@@ -164,7 +164,7 @@ class Objective:
                 assign(parameters, row)
                 losses.append(torch.as_tensor(self.loss(self.model, self.batch)).detach())
         finally:
-            assign(parameters, flatten(before))
+            assign(parameters, before)
         return torch.stack(losses)
 
 

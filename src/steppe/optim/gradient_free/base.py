@@ -148,10 +148,11 @@ class GradientFree(Optimizer, ABC):
     def _take(self, theta: Tensor, values: Tensor) -> None:
         if values.shape != theta.shape[:1]:
             raise ValueError(f"need {len(theta)} losses, one per candidate, got shape {list(values.shape)}")
-        least = int(values.argmin())
+        losses = values.tolist()
+        least = min(losses)
         memory = self.update(theta, values)
-        if float(values[least]) < self.best_value:
-            self.best, self.best_value = theta[least].clone(), float(values[least])
+        if least < self.best_value:
+            self.best, self.best_value = theta[losses.index(least)].clone(), least
         self.memory, self.generation = memory, self.generation + 1
 
     @torch.no_grad()

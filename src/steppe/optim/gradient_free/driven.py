@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import queue
 import threading
-import weakref
 from abc import abstractmethod
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -50,15 +49,15 @@ Solver: TypeAlias = Callable[[Evaluate], Ending]
 class Driven(GradientFree):
     """Turns a solver that calls its objective into ask and tell.
 
-    The solver runs in a thread of its own that waits at each evaluation: `ask` gives the points that it waits for,
-    ``[1, dim]``, or ``[dim, dim]`` where it takes differences; `tell` answers.
+    The solver runs in a greenlet, a function call that is left and gone back to, and waits at each evaluation: `ask`
+    gives the points that it waits for, ``[1, dim]``, or ``[dim, dim]`` where it takes differences; `tell` answers.
 
-    A running solver cannot be saved, so what is remembered is every answer. A search that is copied, unpickled or
-    loaded runs the solver again over its record, evaluating nothing, and goes on to the same bits: the solver has to
-    be a function of its settings and the answers alone. The record is one vector: per `tell` a digest of the points,
-    whether there is a gradient, the losses, the gradient.
+    A running solver cannot be saved, so what is remembered is every answer. A search that is copied, unpickled, loaded
+    or handed to another thread runs the solver again over its record, evaluating nothing, and goes on to the same bits:
+    the solver has to be a function of its settings and the answers alone. The record is one vector: per `tell` a digest
+    of the points, whether there is a gradient, the losses, the gradient.
 
-    The thread ends with the solver, with the optimizer, or with the process; it never keeps one of them alive.
+    The greenlet ends with the solver or with the optimizer, which it does not keep alive.
     """
 
     _run: _Run | None = None
@@ -197,9 +196,9 @@ def differences(evaluate: Evaluate, x: Array, value: float, eps: float, low: Arr
 
 
 def require_scipy(owner: str) -> None:
-    """Raise a `SpecError` that says how to install SciPy where it is missing."""
-    if importlib.util.find_spec("scipy") is None:
-        raise SpecError(f"{owner} needs SciPy: pip install 'steppe[gradient-free]'.")
+    """Raise a `SpecError` that says how to install SciPy and greenlet where one is missing."""
+    if not all(importlib.util.find_spec(name) for name in ("scipy", "greenlet")):
+        raise SpecError(f"{owner} needs SciPy and greenlet: pip install 'steppe[gradient-free]'.")
 
 
 @dataclass(frozen=True)
@@ -208,52 +207,43 @@ class _Request:
     gradient: bool
 
 
-class _Ended(BaseException):
-    """Raised inside a solver that nobody waits for."""
-
-
 class _Run:
-    """One thread with one solver, and how far it has been answered."""
+    """One greenlet with one solver, and how far it has been answered."""
 
     def __init__(self, solver: Solver, start: Tensor, record: Array) -> None:
-        self.start, self.process, self.fed = start, os.getpid(), len(record)
-        self.requests: queue.SimpleQueue[_Request | Ending | BaseException] = queue.SimpleQueue()
-        self.answers: queue.SimpleQueue[tuple[Array, Array | None] | None] = queue.SimpleQueue()
+        from greenlet import greenlet
+
+        self.start, self.thread, self.fed = start, threading.current_thread(), len(record)
         self.request: _Request | Ending | None = None
-        threading.Thread(
-            target=_solve,
-            args=(solver, record, self.requests, self.answers),
-            name="steppe-solver",
-            daemon=True,
-        ).start()
-        # at exit a waiting daemon thread is harmless, one that wakes up is not
-        weakref.finalize(self, self.answers.put, None).atexit = False
+        self._solver = greenlet(partial(_solve, solver, record))
+        with np.errstate(all="ignore"):  # infinite losses are ordinary here
+            self._solver.gr_context = copy_context()
 
     def serves(self, start: Tensor) -> bool:
-        """Whether it is the run of the memory with this start, in this process: a fork takes no threads along."""
-        return self.start is start and self.process == os.getpid()
+        """Whether it is the run of the memory with this start, in this thread: a greenlet cannot leave its own."""
+        return self.start is start and self.thread is threading.current_thread()
 
     def advance(self, record: Array, used: int) -> _Request | Ending:
-        """Answer the present request with what the record has beyond the last one; wait for the next."""
-        if self.fed < used and isinstance(self.request, _Request):
+        """Answer the present request with what the record has beyond the last one; go to the next."""
+        from greenlet import getcurrent
+
+        answer: tuple[Any, ...] = ()
+        if isinstance(self.request, _Request):
+            if self.fed == used:
+                return self.request
             _, values, gradient, self.fed = _entry(record, self.fed, self.request.points)
-            self.request = None
-            self.answers.put((values, gradient))
-        if self.request is None:
-            found = self.requests.get()
-            if isinstance(found, BaseException):
-                raise found
-            self.request = found
+            answer = ((values, gradient),)
+        if not isinstance(self.request, Ending):
+            self._solver.parent = getcurrent()  # where it comes back to
+            with np.errstate(all="ignore"), torch.enable_grad():  # constraints are differentiated
+                self.request = self._solver.switch(*answer)
         return self.request
 
 
-def _solve(
-    solver: Solver,
-    record: Array,
-    requests: queue.SimpleQueue[_Request | Ending | BaseException],
-    answers: queue.SimpleQueue[tuple[Array, Array | None] | None],
-) -> None:
-    """The thread: `solver` over the record, then over what is answered. It knows nothing of the optimizer."""
+def _solve(solver: Solver, record: Array) -> Ending:
+    """In the greenlet: `solver` over the record, then over what is answered. It knows nothing of the optimizer."""
+    from greenlet import getcurrent
+
     replayed = 0
 
     def evaluate(points: Array, gradient: bool = False) -> tuple[Array, Array | None]:
@@ -266,20 +256,10 @@ def _solve(
                     "Its settings, its constraints or the version of its library have changed."
                 )
             return values, slope
-        requests.put(_Request(points.copy(), gradient))
-        answer = answers.get()
-        if answer is None:
-            raise _Ended
+        answer: tuple[Array, Array | None] = getcurrent().parent.switch(_Request(points.copy(), gradient))
         return answer
 
-    try:
-        with np.errstate(all="ignore"):  # infinite losses are ordinary here
-            found: Ending | BaseException = solver(evaluate)
-    except _Ended:
-        return
-    except BaseException as error:
-        found = error
-    requests.put(found)
+    return solver(evaluate)
 
 
 def _entry(record: Array, at: int, points: Array) -> tuple[float, Array, Array | None, int]:
