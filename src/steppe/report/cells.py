@@ -27,6 +27,7 @@ __all__ = [
     "number",
     "outcome",
     "percent",
+    "plain",
     "score_name",
     "significant",
     "times",
@@ -109,6 +110,11 @@ def significant(value: float | None, digits: int = 3) -> str:
     text, _, exponent = f"{value:#.{digits}g}".partition("e")
     text = text.rstrip(".")
     return (f"{text}e{int(exponent)}" if exponent else text).replace("-", MINUS)
+
+
+def plain(value: float, digits: int) -> str:
+    """At most so many significant digits, without zeros that only fill them up."""
+    return f"{value:.{digits}g}".replace("-", MINUS)
 
 
 def percent(value: float | None, digits: int = 1, *, sign: bool = False) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from steppe.report.cells import significant
+from steppe.report.cells import plain, significant
 from steppe.report.figures import Figure, line, trace_name
 from steppe.report.function_results import Floats, Functions, Grid, Problem, Run
 
@@ -63,10 +63,11 @@ def paths(functions: Functions, problem: Problem) -> list[Figure]:
 def losses(functions: Functions, problem: Problem) -> Figure:
     """Loss against evaluations on logarithmic axes: thin lines are seeds, the thick one is their median.
 
-    Where the floor is not above zero a logarithmic axis cannot show it, so the distance from it is drawn.
+    Where the floor, or the lowest loss that stands for it, is not above zero a logarithmic axis cannot show it, so the
+    distance from it is drawn.
     """
     reference = functions.reference(problem)
-    above = problem.floor is not None and problem.floor > 0
+    above = 0 < reference < math.inf
     shift = 0.0 if above or not math.isfinite(reference) else reference
     traces: list[dict[str, Any]] = []
     for label, runs in functions.runs(problem.part).items():
@@ -84,15 +85,16 @@ def losses(functions: Functions, problem: Problem) -> Figure:
             traces.append(line(functions.results, label, x.tolist(), y.tolist()))
     mark = reference if above else functions.target(problem) - shift
     name = "floor" if problem.floor is not None else "lowest loss found"
-    shown = significant(reference, 6 if above else 4) if reference else "0"
-    text = f"{name} {shown}" if above else f"reached: within {significant(mark, 1)} of the {name}, {shown}"
+    shown = plain(reference, 6 if above else 4)
+    text = f"{name} {shown}" if above else f"reached: within {plain(mark, 1)} of the {name}, {shown}"
     values = [v for trace in traces for v in trace["y"] if v is not None and math.isfinite(v)]
     low, high = min([mark, *values]), max([mark, *values])
     span = [math.log10(low) - 0.06 * (1 + math.log10(high / low)), math.log10(high) + 0.1]
     layout = _layout(340) | {
         "margin": {"l": 8, "r": 10, "t": 8, "b": 8},
         "hovermode": "x",
-        "xaxis": _axis() | {"type": "log", "title": {"text": "evaluations (forward passes)"}, "dtick": 1},
+        "xaxis": _axis()
+        | {"type": "log", "title": {"text": "evaluations (forward passes)"}, "dtick": _decades(traces)},
         "yaxis": _axis()
         | {
             "type": "log",
@@ -100,7 +102,7 @@ def losses(functions: Functions, problem: Problem) -> Figure:
             "range": span,
             "exponentformat": "power",
             "showgrid": True,
-            **({"dtick": math.ceil((span[1] - span[0]) / 7)} if span[1] - span[0] > 1.5 else {"nticks": 6}),
+            **({"dtick": math.ceil((span[1] - span[0]) / 7)} if span[1] - span[0] > 1.5 else {"dtick": "D2"}),
         },
         "shapes": [
             {
@@ -249,6 +251,12 @@ def _minima(problem: Problem) -> list[dict[str, Any]]:
             "hovertemplate": "minimum (%{x:.4g}, %{y:.4g})<extra></extra>",
         }
     ]
+
+
+def _decades(traces: Sequence[dict[str, Any]]) -> int | str:
+    """Ticks of a logarithmic axis: at powers of ten, and within two of them at twice and five times those too."""
+    counts = [count for trace in traces for count in trace["x"]]
+    return 1 if not counts or max(counts) > 100 * min(counts) else "D2"
 
 
 def _curve(run: Run, shift: float) -> tuple[Floats, Floats]:

@@ -49,5 +49,6 @@ def _facts(functions: Functions) -> list[tuple[str, str]]:
         ("Optimizers", str(len(spec["optimizers"]))),
         ("Seeds", ", ".join(map(str, spec["seeds"]))),
     ]
-    sources = list(dict.fromkeys(problem.source for problem in functions.problems if problem.source))
+    named = [source for problem in functions.problems for source in problem.source.split("; ") if source]
+    sources = list(dict.fromkeys(named))
     return [*facts, ("Sources", "; ".join(sources))] if sources else facts

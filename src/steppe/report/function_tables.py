@@ -18,6 +18,7 @@ from steppe.report.cells import (
     finite,
     flatten,
     number,
+    plain,
     significant,
     two_lines,
 )
@@ -29,14 +30,13 @@ __all__ = ["ends", "printed"]
 def ends(functions: Functions, problem: Problem) -> Table:
     """One row per optimizer: lowest losses over seeds, evaluations to the floor, cost, distance from a minimum."""
     results, reached = functions.results, functions.reached(problem)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label, runs in functions.runs(problem.part).items():
-        settings = results.spec["optimizers"][label]
         lowest = sorted(run.lowest for run in runs)
         rows.append(
             {
                 "optimizer": label,
-                "settings": _settings(settings),
+                "settings": _settings(results.spec["optimizers"][label]),
                 "runs": len(runs),
                 "diverged": sum(run.diverged for run in runs),
                 "best": lowest[0],
@@ -67,15 +67,23 @@ def ends(functions: Functions, problem: Problem) -> Table:
         of = "" if row["reached"] == row["runs"] else f"{row['reached']} of {row['runs']} seeds"
         return two_lines(number(row["evaluations_to_floor"], 0), of)
 
+    def over_seeds(row: Row) -> Markup:
+        best, worst = loss("best")(row), loss("worst")(row)
+        return two_lines(loss("median")(row), f"{best} to {worst}" if best != worst else "")
+
+    several = any(row["runs"] > 1 for row in rows)
     columns = [
         Column("Optimizer", name, numeric=False),
-        Column("Settings", lambda row: row["settings"], numeric=False),
-        Column("Best loss", loss("best"), best=-1, key="best"),
-        Column("Median", loss("median"), best=-1, key="median"),
-        Column("Worst", loss("worst"), best=-1, key="worst"),
+        Column("Settings", lambda row: two_lines(*row["settings"].partition(", ")[::2]), numeric=False),
+        Column(
+            "Lowest loss, median of seeds" if several else "Lowest loss", over_seeds, best=-1, key="median"
+        ),
         Column("At the end", loss("final_median")),
         Column("Evaluations to the floor", to_floor),
-        Column("Forward", lambda row: number(row["forward"], 0)),
+    ]
+    if any(row["forward"] > 0 for row in rows):
+        columns.append(Column("Forward passes", lambda row: number(row["forward"], 0)))
+    columns += [
         Column("Gradients", lambda row: number(row["gradient"], 0)),
         Column("CPU s", lambda row: number(row["seconds"], 2)),
     ]
@@ -83,10 +91,8 @@ def ends(functions: Functions, problem: Problem) -> Table:
         columns.append(Column("Distance to a minimum", lambda row: significant(row["distance"], 3)))
     floor = "the floor is not known, so the lowest loss found stands for it"
     if problem.floor is not None:
-        floor = f"floor {significant(problem.floor, 7) if problem.floor else '0'}"
-    caption = (
-        f"{problem.title}: {floor}; reached means at or below {significant(functions.target(problem), 4)}"
-    )
+        floor = f"floor {plain(problem.floor, 7)}"
+    caption = f"{problem.title}: {floor}; reached means at or below {plain(functions.target(problem), 4)}."
     return Table(f"ends-{problem.part}", caption, columns, rows)
 
 

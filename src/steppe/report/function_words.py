@@ -17,7 +17,7 @@ def judge(functions: Functions) -> Verdict:
     if not problems:
         return Verdict("There is no verdict yet: no trial has recorded a loss.", [], [])
     sentences = {problem.part: _judge(functions, problem) for problem in problems}
-    details = [text for problem in problems for text in _divergence(functions, problem)]
+    details = _divergence(functions)
     if functions.sweep:
         details.append("The optimizers are settings of the same methods: what differs is the setting alone.")
     if len(problems) == 1:
@@ -29,6 +29,8 @@ def judge(functions: Functions) -> Verdict:
             firsts.setdefault(r.optimizer, []).append(problem.title)
     headline = (
         f"On {len(solved)} of {len(problems)} problems some optimizer came to the floor within the budget"
+        if solved
+        else f"On none of {len(problems)} problems did an optimizer come to the floor within the budget"
     )
     if firsts:
         most = max(map(len, firsts.values()))
@@ -113,12 +115,15 @@ def _lines(functions: Functions, problem: Problem) -> list[str]:
     return sentences
 
 
-def _divergence(functions: Functions, problem: Problem) -> list[str]:
-    names = [
-        label for label, runs in functions.runs(problem.part).items() if any(run.diverged for run in runs)
-    ]
-    where = f" on {problem.title}" if len(functions.problems) > 1 else ""
-    return [f"{enumerate_names(names)} diverged{where}."] if names else []
+def _divergence(functions: Functions) -> list[str]:
+    where: dict[str, list[str]] = {}
+    for problem in functions.problems:
+        for label, runs in functions.runs(problem.part).items():
+            if any(run.diverged for run in runs):
+                where.setdefault(label, []).append(problem.title)
+    if len(functions.problems) == 1:
+        return [f"{enumerate_names(list(where))} diverged."] if where else []
+    return [f"{label} diverged on {enumerate_names(titles)}." for label, titles in where.items()]
 
 
 def _floor(functions: Functions, problem: Problem) -> str:
