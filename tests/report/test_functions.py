@@ -164,9 +164,9 @@ def test_ties_are_told_as_ties(tmp_path: Path) -> None:
 
 def test_nobody_at_the_floor(tmp_path: Path) -> None:
     verdict = judge(of(make(tmp_path, {"gd": 0.9, "fast": 0.85, "wild": 3.0})))
-    assert verdict.headline.startswith("On 0 of 2 problems")
+    assert verdict.headline.startswith("On none of 2 problems")
     assert "fast came nearest" in verdict.comparisons[0]
-    assert "wild diverged on Quadratic bowl." in verdict.details
+    assert "wild diverged on Quadratic bowl and Two classes." in verdict.details
 
 
 def test_a_lost_run_is_infinite_not_missing(tmp_path: Path) -> None:
