@@ -20,6 +20,9 @@ LEVELS = 14
 STOPS = 48
 """Positions of the slider at most."""
 
+FARTHEST = 1e4
+"""Losses that are drawn, over the largest first one: what diverges leaves the figure instead of flattening the rest."""
+
 LEAST = 1e-12
 """Smallest distance from the floor that a logarithmic axis shows: below it is rounding."""
 
@@ -88,7 +91,9 @@ def losses(functions: Functions, problem: Problem) -> Figure:
     shown = plain(reference, 6 if above else 4)
     text = f"{name} {shown}" if above else f"reached: within {plain(mark, 1)} of the {name}, {shown}"
     values = [v for trace in traces for v in trace["y"] if v is not None and math.isfinite(v)]
+    begun = [trace["y"][0] for trace in traces if trace["y"]]
     low, high = min([mark, *values]), max([mark, *values])
+    high = min(high, FARTHEST * max([mark, *begun]))
     span = [math.log10(low) - 0.06 * (1 + math.log10(high / low)), math.log10(high) + 0.1]
     layout = _layout(340) | {
         "margin": {"l": 8, "r": 10, "t": 8, "b": 8},
