@@ -7,7 +7,7 @@ Run: ``python examples/gradient_free.py``
 import torch
 from torch import nn
 
-from steppe.core.objective import Objective
+from steppe import Objective
 from steppe.optim import create
 
 torch.manual_seed(0)

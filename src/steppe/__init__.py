@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from steppe.core.objective import Objective
     from steppe.optim import ASAM, GAM, GSAM, OPTIMIZERS, SAM, FriendlySAM, SharpnessAware, create
     from steppe.optim.minimize import minimize
     from steppe.quant.panel import Panel
@@ -23,6 +24,7 @@ _HOME = {
     **dict.fromkeys(
         ("ASAM", "GAM", "GSAM", "OPTIMIZERS", "SAM", "FriendlySAM", "SharpnessAware", "create"), "optim"
     ),
+    "Objective": "core.objective",
     "Panel": "quant.panel",
     "minimize": "optim.minimize",
     "read_panel": "quant.sources.table",
@@ -37,6 +39,7 @@ __all__ = [
     "OPTIMIZERS",
     "SAM",
     "FriendlySAM",
+    "Objective",
     "Panel",
     "SharpnessAware",
     "create",
