@@ -1,8 +1,8 @@
 """CMA-ES: a normal distribution that learns, from the ranks of its samples, where to look next and how far.
 
 Hansen 2016/2023, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772; the separable form is Ros & Hansen 2008,
-"A Simple Modification in CMA-ES Achieving Linear Time and Space Complexity", with the step size of Hansen, Atamna &
-Auger 2014, "How to Assess Step-Size Adaptation Mechanisms in Randomised Search".
+"A Simple Modification in CMA-ES Achieving Linear Time and Space Complexity", with the step size of Hansen 2008,
+"CMA-ES with Two-Point Step-Size Adaptation", arXiv:0805.0231, by ranks.
 """
 
 from __future__ import annotations
@@ -53,14 +53,13 @@ class CMAES(GradientFree):
 
     The separable form, meant for many weights, takes its step size from two points instead: the path p_s of length
     sqrt(n) needs about n generations to learn anything. Two of the candidates go along the last step of the mean,
-    forth and back, as long as random ones, and sigma grows when the one that goes on ranks better (section 3.3)::
+    forth and back, as long as random ones, and sigma grows when the one that goes on ranks better::
 
         z_1 = -z_2 = |z_1| C^(-1/2) (m - m_last) / |C^(-1/2) (m - m_last)|
         q = (rank(x_2) - rank(x_1)) / (lambda - 1)        s <- 0.7 s + 0.3 sign(q) |q|^(1/2)
         sigma <- sigma exp(s / d)                         d = 0.7 + 2 ln n
 
-    The paper has q itself and d = sqrt(n); root and logarithm are pycma's, and converge faster from a start that is
-    too wide.
+    The constants are pycma's (version 4.5), which does so from 300 weights on.
 
     Only ranks count, so a strictly increasing transform of the loss changes nothing but where `tolfun` stops.
 
