@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -93,19 +95,22 @@ def cmaess() -> Iterator[Row]:
 
 
 def swarms() -> Iterator[Row]:
-    from pyswarms.single import GlobalBestPSO
+    logs = tempfile.TemporaryDirectory()  # it leaves a report.log where it is imported and run
+    with contextlib.chdir(logs.name):
+        from pyswarms.single import GlobalBestPSO
 
     def run(counted: Counted) -> None:
         low, high = (np.full(counted.problem.dim, side) for side in counted.problem.box)
         np.random.seed(counted.seed % 2**32)  # it has no other way
-        search = GlobalBestPSO(
-            POPULATION,
-            counted.problem.dim,
-            {"w": 0.7298, "c1": 1.49618, "c2": 1.49618},  # it has no defaults: ours
-            bounds=(low, high),
-            init_pos=counted.scattered(),
-        )
-        search.optimize(counted.many, iters=counted.budget, verbose=False)
+        with contextlib.chdir(logs.name):
+            search = GlobalBestPSO(
+                POPULATION,
+                counted.problem.dim,
+                {"w": 0.7298, "c1": 1.49618, "c2": 1.49618},  # it has no defaults: ours
+                bounds=(low, high),
+                init_pos=counted.scattered(),
+            )
+            search.optimize(counted.many, iters=counted.budget, verbose=False)
 
     yield Row("pyswarms", "PSO", run)
 
