@@ -14,7 +14,7 @@ run: $(READY) $(KERNELS)
 	$(BIN)/steppe run
 
 test: $(READY) $(KERNELS)
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n logical --dist worksteal
 
 # the native GRU is optional: without a C++ compiler nn.GRU serves, slower
 kernels:
